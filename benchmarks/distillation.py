@@ -1,0 +1,110 @@
+"""Distillation throughput: this project's loop against a plain float32 loop, in turns in one process.
+
+    python benchmarks/distillation.py
+
+The plain loop is what one writes first: step the emulators, keep whole stacks in a list, draw a batch, run the network
+in float32 as it is, step Adam. Both loops play the same game with the same networks, number of environments, batch size
+and passes over the data; they take turns, so a slow minute of the machine slows both. A turn's first samples, while
+the replay fills, are not counted. Prints samples per second, emulation included, and the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
+
+import numpy as np
+import torch
+
+from lrp_compress.agents.checkpoints import Agent, load_agent
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.teachers import teachers_dir
+from lrp_compress.atari.acting import action_rule, choose_actions
+from lrp_compress.atari.envs import envs_for
+from lrp_compress.compression.distillation import distill
+from lrp_compress.compression.losses import kl
+from lrp_compress.config import DistillConfig
+
+CONFIG = DistillConfig(
+    loss="kl",
+    temperature=1.0,
+    samples=0,
+    step_samples=0,
+    data="student",
+    teacher_fraction=0.0,
+    epsilon=0.05,
+    envs=64,
+    replay_states=32_768,
+    passes=4,
+    batch_size=256,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    precision="auto",
+)
+
+
+def half_width(teacher: Agent) -> PolicyNetwork:
+    network = teacher.network
+    return PolicyNetwork({name: w // 2 for name, w in network.widths.items()}, network.head_kind, network.actions)
+
+
+def plain_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
+    student = half_width(teacher)
+    optimiser = torch.optim.Adam(student.parameters(), lr=CONFIG.learning_rate)
+    rng = np.random.default_rng(seed)
+    stacks: list[np.ndarray] = []
+    labels: list[np.ndarray] = []
+    learned, steps = 0, 0
+    rule = action_rule("sample", "policy", 0.0)
+    with envs_for(teacher, CONFIG.envs, "noop", seed) as envs:
+        start = time.perf_counter()
+        step = envs.reset()
+        while learned < samples:
+            observations = torch.from_numpy(step.observations)
+            with torch.no_grad():
+                wanted, own = teacher.network(observations), student(observations)
+            stacks += list(step.observations)
+            labels += list(wanted.numpy())
+            del stacks[: -CONFIG.replay_states], labels[: -CONFIG.replay_states]
+            step = envs.step(choose_actions(own, rule, rng))
+            steps += CONFIG.envs
+            while learned + CONFIG.batch_size <= steps * CONFIG.passes:
+                chosen = rng.integers(len(stacks), size=CONFIG.batch_size)
+                outputs = student(torch.from_numpy(np.stack([stacks[i] for i in chosen])))
+                loss = kl(outputs, torch.from_numpy(np.stack([labels[i] for i in chosen])), 1.0)
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(student.parameters(), CONFIG.max_grad_norm)
+                optimiser.step()
+                learned += CONFIG.batch_size
+        return learned / (time.perf_counter() - start)
+
+
+def our_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
+    outputs = torch.zeros(2, teacher.network.actions)
+    rule = action_rule("sample", "policy", 0.0)
+    return distill(half_width(teacher), teacher, outputs, CONFIG, samples, rule, "noop", seed).samples_per_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=60_000, help="learned states per turn")
+    options = parser.parse_args()
+    teacher = load_agent(teachers_dir() / "breakout.safetensors")
+    ratios = []
+    for turn in range(options.turns):
+        ours = our_samples_per_s(teacher, options.samples, turn)
+        plain = plain_samples_per_s(teacher, options.samples, turn)
+        ratios.append(ours / plain)
+        print(f"turn {turn}: ours {ours:,.0f} samples/s, plain {plain:,.0f} samples/s, ratio {ratios[-1]:.2f}")
+    print(f"ratio: median {statistics.median(ratios):.2f}, range {min(ratios):.2f} to {max(ratios):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Policy networks, their files, and where trained agents come from."""

@@ -1,0 +1,141 @@
+"""Agent files: safetensors with JSON metadata, loaded in one line and never unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.errors import UserError
+from lrp_compress.files import atomic_path
+
+FORMAT = "lrp_compress/1"
+ACTION_SETS = ("minimal", "full")
+
+
+@dataclass(frozen=True)
+class AgentInfo:
+    """What an agent file says beside the weights.
+
+    Attributes
+    ----------
+    game : str
+        The ROM id of the game the agent plays, e.g. ``"breakout"``.
+    action_set : {"minimal", "full"}
+        Whether the actions are the game's minimal set or ALE's 18.
+    fire_on_life_loss : bool
+        Whether FIRE is pressed for the agent after a life is lost, as the wrapper it was trained under did.
+    lineage : dict
+        Where the agent comes from: the teacher's digest, criterion, ratio and so on; free JSON.
+    kept : dict of str to list of int
+        Per hidden layer the channels' indices in the original teacher's numbering.
+    """
+
+    game: str
+    action_set: str
+    fire_on_life_loss: bool
+    lineage: dict[str, Any]
+    kept: dict[str, list[int]]
+
+    def __post_init__(self) -> None:
+        if self.action_set not in ACTION_SETS:
+            raise ValueError(f"action_set {self.action_set!r} is not one of {', '.join(ACTION_SETS)}")
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A network and what is known about it."""
+
+    network: PolicyNetwork
+    info: AgentInfo
+
+
+def all_channels(widths: Mapping[str, int]) -> dict[str, list[int]]:
+    """List every channel of every hidden layer: the numbering of an unpruned network."""
+    return {name: list(range(width)) for name, width in widths.items()}
+
+
+def save_agent(path: Path, agent: Agent, dtype: torch.dtype = torch.float32) -> None:
+    """Write an agent file, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        Usually ending in ``.safetensors``.
+    agent : Agent
+        What to store.
+    dtype : torch.dtype
+        Storage type of the weights; ``torch.float16`` halves the file.
+    """
+    network = agent.network
+    header = {
+        "format": FORMAT,
+        "widths": network.widths,
+        "head": network.head_kind,
+        "actions": network.actions,
+        **dataclasses.asdict(agent.info),
+    }
+    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"lrp_compress": json.dumps(header)})
+
+
+def load_agent(path: str | Path) -> Agent:
+    """Load an agent from its file: ``load_agent("student.safetensors").network``.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file written by `save_agent`.
+
+    Returns
+    -------
+    Agent
+        The network in evaluation mode with float32 weights, and its metadata.
+
+    Raises
+    ------
+    UserError
+        If the file is missing, truncated, of another kind, or its tensors do not fit its own metadata.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"agent file {path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"agent file {path} cannot be read: {_why(path, error)}") from error
+    if "lrp_compress" not in metadata:
+        raise UserError(f"agent file {path} holds tensors but no lrp_compress metadata; convert the agent first")
+    try:
+        return _build(json.loads(metadata["lrp_compress"]), tensors)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"agent file {path} does not fit its own metadata: {reason}") from error
+
+
+def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
+    if header.pop("format") != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}")
+    network = PolicyNetwork(header.pop("widths"), header.pop("head"), header.pop("actions"))
+    network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    return Agent(network.eval(), AgentInfo(**header))
+
+
+def _why(path: Path, error: Exception) -> str:
+    start = path.read_bytes()[:2] if path.stat().st_size else b""
+    if not start:
+        return "it is empty"
+    if start[:1] == b"\x80" or start == b"PK":
+        return "it is a pickle or zip archive, which is never unpickled; give a safetensors file of this project"
+    return f"it is not a whole safetensors file ({error})"

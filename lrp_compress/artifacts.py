@@ -1,0 +1,90 @@
+"""What a run leaves behind to look at and to use: the student's file, pictures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from lrp_compress.agents.checkpoints import Agent, save_agent
+from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.atari.envs import envs_for
+from lrp_compress.atari.evaluation import Evaluation
+from lrp_compress.atari.rollouts import Rollouts
+from lrp_compress.compression.attribution import heat_maps
+from lrp_compress.config import Config
+from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips
+from lrp_compress.files import read_json
+from lrp_compress.tracking import Tracker
+
+MOMENTS = 6  # rows of the relevance maps
+
+
+def publish(
+    config: Config,
+    agents: Mapping[str, Agent],
+    rollouts: Rollouts,
+    evaluations: Mapping[str, Evaluation],
+    run_dir: Path,
+    tracker: Tracker,
+) -> None:
+    """Write the student's file and all pictures, and hand them to the tracker.
+
+    Parameters
+    ----------
+    config : Config
+        The run's configuration.
+    agents : mapping of str to Agent
+        ``teacher``, ``pruned`` and ``student``.
+    rollouts : Rollouts
+        States of the teacher's play; the relevance maps are of some of them.
+    evaluations : mapping of str to Evaluation
+        By the agents' names.
+    run_dir : Path
+        The run's folder.
+    tracker : Tracker
+        Where artifacts and images go.
+    """
+    figures = run_dir / "figures"
+    save_agent(run_dir / "student.safetensors", agents["student"])
+    tracker.artifact(run_dir / "student.safetensors")
+    for plan in sorted((run_dir / "stages").glob("step-*/plan.json")):
+        tracker.artifact(plan, f"plan/{plan.parent.name}")
+    maps = draw_relevance_maps(config, agents, rollouts, figures / "relevance-maps.png")
+    tracker.image(maps, "relevance/maps")
+    tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
+    if points := distillation_points(run_dir / "stages"):
+        tracker.image(learning_curve(figures / "distillation.png", points), "distill/curve")
+    tracker.artifact(figures)
+
+
+def draw_relevance_maps(config: Config, agents: Mapping[str, Agent], rollouts: Rollouts, path: Path) -> Path:
+    """Draw what teacher and student look at in several moments of the teacher's play.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    moments = torch.tensor(pick_moments(rollouts.episodes.numpy(), MOMENTS))
+    observations = rollouts.observations(moments)
+    chosen, maps = {}, {}
+    for name in ("teacher", "student"):
+        network = agents[name].network
+        chosen[name] = batched_outputs(network, observations).argmax(1)
+        maps[name] = heat_maps(network, observations, config.criterion.composite, config.criterion.relevance_seed)
+    with envs_for(agents["teacher"], 1, config.protocol, config.seed) as envs:
+        names = envs.action_names
+    pairs = zip(chosen["teacher"], chosen["student"], strict=True)
+    titles = [f"teacher {names[teacher]}\nstudent {names[student]}" for teacher, student in pairs]
+    return relevance_maps(path, observations[:, -1], maps["teacher"], maps["student"], titles)
+
+
+def distillation_points(stages: Path) -> list[tuple[int, float, float]]:
+    """Join the steps' distillation curves: samples so far, loss and action agreement."""
+    points: list[tuple[int, float, float]] = []
+    for record in sorted(stages.glob("step-*/distillation.json"), key=lambda path: int(path.parent.name[5:])):
+        before = points[-1][0] if points else 0
+        points += [(before + p["samples"], p["loss"], p["agreement"]) for p in read_json(record)["curve"]]
+    return points

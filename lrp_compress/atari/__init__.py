@@ -1,0 +1,1 @@
+"""Playing Atari games: environments, rollouts and evaluation."""

@@ -1,0 +1,91 @@
+"""How an agent picks its actions: part of the evaluation protocol, and always reported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrp_compress.agents.inference import fast_outputs
+from lrp_compress.agents.networks import PolicyNetwork
+
+
+@dataclass(frozen=True)
+class ActionRule:
+    """How one action is chosen from the outputs.
+
+    Attributes
+    ----------
+    kind : {"sample", "greedy"}
+        Draw from the softmax of the outputs, or take the largest.
+    epsilon : float
+        Probability of a uniformly random action in its place.
+    """
+
+    kind: str
+    epsilon: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}, epsilon {self.epsilon:g}" if self.epsilon else self.kind
+
+
+def action_rule(action: str, head: str, epsilon: float) -> ActionRule:
+    """Resolve a configured action choice for a head.
+
+    Parameters
+    ----------
+    action : {"auto", "sample", "epsilon", "greedy"}
+        ``auto`` samples from policy heads and is epsilon-greedy on Q-heads: a purely greedy agent can freeze a game.
+    head : {"q", "policy", "dueling"}
+        The network's head.
+    epsilon : float
+        Probability of a random action under ``epsilon``.
+    """
+    if action == "auto":
+        action = "sample" if head == "policy" else "epsilon"
+    kind = "sample" if action == "sample" else "greedy"
+    return ActionRule(kind, epsilon if action == "epsilon" else 0.0)
+
+
+def choose_actions(outputs: Tensor, rule: ActionRule, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Pick one action per row of `outputs`, shape (N, actions)."""
+    values = outputs.numpy()
+    if rule.kind == "sample":  # the Gumbel-max trick: one exact draw from softmax(values) per row
+        values = values + rng.gumbel(size=values.shape)
+    actions = np.argmax(values, axis=1)
+    random = rng.random(len(values)) < rule.epsilon
+    return np.where(random, rng.integers(values.shape[1], size=len(values)), actions)
+
+
+@torch.inference_mode()
+def act(
+    network: PolicyNetwork,
+    observations: NDArray[np.uint8],
+    rule: ActionRule,
+    rng: np.random.Generator,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Compute outputs and choose actions.
+
+    Parameters
+    ----------
+    network : PolicyNetwork
+        The agent's network.
+    observations : ndarray of uint8, shape (N, 4, 84, 84)
+    rule : ActionRule
+        How to choose.
+    rng : numpy.random.Generator
+        Source of the randomness.
+    dtype : torch.dtype
+        Precision of the computation; evaluation always uses float32.
+
+    Returns
+    -------
+    actions : ndarray of int64, shape (N,)
+    outputs : Tensor of float32, shape (N, actions)
+    """
+    outputs = fast_outputs(network, torch.from_numpy(observations), dtype)
+    return choose_actions(outputs, rule, rng), outputs

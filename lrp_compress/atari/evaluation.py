@@ -1,0 +1,264 @@
+"""Evaluation: unclipped episodic returns under a named protocol, with intervals a reviewer accepts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.envs import AtariEnvs, Step, envs_for
+from lrp_compress.config import EvaluateConfig, GameConfig
+from lrp_compress.files import read_json, write_json
+
+BOOTSTRAP_SAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One evaluated episode.
+
+    Attributes
+    ----------
+    env, index : int
+        Which environment played it, and its place among that environment's episodes.
+    score : float
+        Episodic return: the sum of unclipped rewards.
+    length : int
+        Agent steps (4 emulator frames each).
+    end : {"over", "capped", "stalled"}
+        Game over, cut at the frame cap, or ended early because nothing had happened for the stall limit.
+    """
+
+    env: int
+    index: int
+    score: float
+    length: int
+    end: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Episodic returns and how they were obtained.
+
+    Attributes
+    ----------
+    episodes : list of Episode
+        In order of environment, then of play.
+    protocol, action : str
+        Name of the protocol, and how actions were chosen.
+    seed : int
+        Seed of the environments and of the action choice.
+    mean, ci_low, ci_high : float
+        Mean return and its percentile bootstrap interval.
+    iqm : float
+        Interquartile mean (Agarwal et al. 2021, section 4.3).
+    human_normalised : float
+        (mean - random) / (human - random); nan where no scores are published.
+    """
+
+    episodes: list[Episode]
+    protocol: str
+    action: str
+    seed: int
+    mean: float
+    ci_low: float
+    ci_high: float
+    iqm: float
+    human_normalised: float
+
+    @property
+    def returns(self) -> NDArray[np.float64]:
+        """Episodic returns, shape (episodes,)."""
+        return np.array([episode.score for episode in self.episodes])
+
+    def ended(self, end: str) -> int:
+        """Count the episodes that ended in a given way."""
+        return sum(episode.end == end for episode in self.episodes)
+
+
+def interquartile_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the middle half along the last axis (a quarter of the values, rounded down, cut at each end)."""
+    cut = values.shape[-1] // 4
+    middle: NDArray[np.float64] = np.sort(values, axis=-1)[..., cut : values.shape[-1] - cut].mean(axis=-1)
+    return middle
+
+
+def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron & Tibshirani 1993, section 13.3).
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (n,)
+        Independent samples.
+    confidence : float
+        Coverage in (0, 1).
+    seed : int
+        Seed of the 10,000 resamples.
+    """
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(BOOTSTRAP_SAMPLES, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def evaluate(
+    agent: Agent, config: EvaluateConfig, game: GameConfig, rule: ActionRule, protocol: str, seed: int, label: str
+) -> Evaluation:
+    """Play episodes and report their returns.
+
+    Every environment plays the same number of episodes: taking the first ones to finish, whoever plays them, would
+    favour short games.
+
+    Parameters
+    ----------
+    agent : Agent
+        Whom to evaluate.
+    config : EvaluateConfig
+        Number of episodes and environments, stall limit, frame cap, confidence.
+    game : GameConfig
+        Random and human scores for the normalised score.
+    rule : ActionRule
+        How actions are chosen.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Seed of the environments and of the action choice.
+    label : str
+        What the progress bar says.
+
+    Returns
+    -------
+    Evaluation
+        ``ceil(episodes / envs) * envs`` episodes or, if there are fewer episodes than environments, one each.
+    """
+    count = min(config.envs, config.episodes)
+    quota = math.ceil(config.episodes / count)
+    with envs_for(agent, count, protocol, seed, max_frames=config.max_frames) as envs:
+        episodes = _play(agent, envs, quota, config.stall_limit, rule, np.random.default_rng(seed), label)
+    returns = np.array([episode.score for episode in episodes])
+    low, high = bootstrap_interval(returns, config.confidence, seed)
+    return Evaluation(
+        episodes,
+        protocol,
+        str(rule),
+        seed,
+        float(returns.mean()),
+        low,
+        high,
+        float(interquartile_mean(returns)),
+        human_normalised(float(returns.mean()), game),
+    )
+
+
+@dataclass(frozen=True)
+class ReturnKept:
+    """Share of the teacher's return above random play that the student keeps, with its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def return_kept(
+    student: Evaluation, teacher: Evaluation, random_score: float | None, confidence: float, seed: int
+) -> ReturnKept:
+    """Compare two agents: (student - random) / (teacher - random) of the mean returns.
+
+    Parameters
+    ----------
+    student, teacher : Evaluation
+        Under the same protocol.
+    random_score : float or None
+        Mean return of random play; without one everything is nan.
+    confidence : float
+        Coverage of the interval, from resampling the episodes of both agents.
+    seed : int
+        Seed of the resamples.
+
+    Raises
+    ------
+    ValueError
+        If the protocols differ.
+    """
+    if student.protocol != teacher.protocol:
+        raise ValueError(f"protocols are never mixed: {student.protocol} and {teacher.protocol}")
+    if random_score is None:
+        return ReturnKept(math.nan, math.nan, math.nan)
+    rng = np.random.default_rng(seed)
+    means = []
+    for returns in (student.returns, teacher.returns):
+        resampled = returns[rng.integers(len(returns), size=(BOOTSTRAP_SAMPLES, len(returns)))]
+        means.append(resampled.mean(axis=1) - random_score)
+    low, high = np.quantile(means[0] / means[1], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return ReturnKept((student.mean - random_score) / (teacher.mean - random_score), float(low), float(high))
+
+
+def save_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation, its table of episodes included, as JSON."""
+    write_json(path, dataclasses.asdict(evaluation))
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Read an evaluation written by `save_evaluation`."""
+    fields = read_json(path)
+    return Evaluation(**{**fields, "episodes": [Episode(**episode) for episode in fields["episodes"]]})
+
+
+def human_normalised(score: float, game: GameConfig) -> float:
+    """Scale a return so that random play is 0 and the published human score 1; nan without published scores."""
+    if game.random_score is None or game.human_score is None:
+        return math.nan
+    return (score - game.random_score) / (game.human_score - game.random_score)
+
+
+def _play(
+    agent: Agent, envs: AtariEnvs, quota: int, stall_limit: int, rule: ActionRule, rng: np.random.Generator, label: str
+) -> list[Episode]:
+    played: list[list[Episode]] = [[] for _ in range(envs.envs)]
+    tally = _Tally(envs.reset())
+    with tqdm(total=quota * envs.envs, desc=label, unit="episode", leave=False, disable=None) as progress:
+        while any(len(own) < quota for own in played):
+            actions, _ = act(agent.network, tally.step.observations, rule, rng)
+            tally.advance(envs.step(actions))
+            stalled = tally.idle >= stall_limit
+            for row in np.flatnonzero(tally.step.ended | stalled):
+                if len(played[row]) < quota:
+                    played[row].append(tally.episode(int(row), len(played[row])))
+                    progress.update()
+            if (restart := stalled & ~tally.step.ended).any():
+                tally.restart(envs.restart(restart))
+    return [episode for own in played for episode in own]
+
+
+class _Tally:
+    """Running totals of the episodes in progress."""
+
+    def __init__(self, step: Step) -> None:
+        self.score = np.zeros(len(step.lives))
+        self.length = np.zeros(len(step.lives), dtype=np.int64)
+        self.idle = np.zeros(len(step.lives), dtype=np.int64)
+        self.step = step
+
+    def advance(self, step: Step) -> None:
+        eventful = (step.rewards != 0) | (step.lives != self.step.lives) | step.first
+        self.score = np.where(step.first, 0, self.score + step.rewards)
+        self.length = np.where(step.first, 0, self.length + 1)
+        self.idle = np.where(eventful, 0, self.idle + 1)
+        self.step = step
+
+    def restart(self, step: Step) -> None:
+        """Forget the rows that were restarted; the others have not moved."""
+        for total in (self.score, self.length, self.idle):
+            total[step.first] = 0
+        self.step = step
+
+    def episode(self, row: int, index: int) -> Episode:
+        end = "capped" if self.step.capped[row] else "over" if self.step.ended[row] else "stalled"
+        return Episode(row, index, float(self.score[row]), int(self.length[row]), end)

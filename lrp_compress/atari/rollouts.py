@@ -1,0 +1,177 @@
+"""States the teacher visits, with its outputs; each frame is kept once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import trange
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.envs import envs_for
+from lrp_compress.config import RolloutsConfig
+from lrp_compress.files import atomic_path
+
+STACK = 4
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """States of play and what the teacher said of them.
+
+    Attributes
+    ----------
+    frames : Tensor of uint8, shape (F, 84, 84)
+        Grey frames; consecutive states share theirs.
+    starts : Tensor of int64, shape (N,)
+        State ``i`` is ``frames[starts[i] : starts[i] + 4]``, oldest first.
+    outputs : Tensor of float32, shape (N, actions)
+        The teacher's outputs.
+    episodes : Tensor of int64, shape (N,)
+        Index of the episode a state belongs to.
+    protocol : str
+        Name of the protocol played under.
+    seed : int
+        Seed of the environments and of the action choice.
+    """
+
+    frames: Tensor
+    starts: Tensor
+    outputs: Tensor
+    episodes: Tensor
+    protocol: str
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def observations(self, indices: Tensor) -> Tensor:
+        """Rebuild stacked observations.
+
+        Parameters
+        ----------
+        indices : Tensor of int64, shape (n,)
+            Which states.
+
+        Returns
+        -------
+        Tensor of uint8, shape (n, 4, 84, 84)
+        """
+        return stacks(self.frames, self.starts[indices])
+
+
+def stacks(frames: Tensor, starts: Tensor) -> Tensor:
+    """Gather stacks of four consecutive frames, one block copy a stack.
+
+    Parameters
+    ----------
+    frames : Tensor of uint8, shape (F, 84, 84)
+        Contiguous.
+    starts : Tensor of int64, shape (n,)
+        First frame of each stack.
+
+    Returns
+    -------
+    Tensor of uint8, shape (n, 4, 84, 84)
+    """
+    count, height, width = frames.shape
+    size = height * width
+    windows = frames.view(-1).as_strided((count - STACK + 1, STACK * size), (size, 1))
+    return windows.index_select(0, starts).view(-1, STACK, height, width)
+
+
+def collect_rollouts(agent: Agent, config: RolloutsConfig, rule: ActionRule, protocol: str, seed: int) -> Rollouts:
+    """Let an agent play and keep states spread over its episodes.
+
+    Each environment keeps one block of ``config.block`` consecutive states out of every ``config.every`` blocks it
+    plays, at staggered times, so the states cover whole games at little more than one frame each.
+
+    Parameters
+    ----------
+    agent : Agent
+        The player.
+    config : RolloutsConfig
+        How many states, from how many environments, in what blocks.
+    rule : ActionRule
+        How it chooses actions.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Seed of the environments and of the action choice.
+    """
+    rng = np.random.default_rng(seed)
+    players = [_EnvRecord() for _ in range(config.envs)]
+    quota = -(-config.states // config.envs)
+    with envs_for(agent, config.envs, protocol, seed) as envs:
+        step = envs.reset()
+        total = -(-quota * config.every // config.block) * config.block
+        for t in trange(total, desc="rollouts", unit="steps", leave=False, disable=None):
+            actions, outputs = act(agent.network, step.observations, rule, rng)
+            for row, player in enumerate(players):
+                player.episode += int(step.first[row])
+                wanted = (t // config.block + row) % config.every == 0 and not step.ended[row]
+                player.observe(step.observations[row], outputs[row], wanted, bool(step.first[row]))
+            step = envs.step(actions)
+    return _join(players, config.states, protocol, seed)
+
+
+class _EnvRecord:
+    """What one environment has kept so far."""
+
+    def __init__(self) -> None:
+        self.frames: list[NDArray[np.uint8]] = []
+        self.starts: list[int] = []
+        self.outputs: list[Tensor] = []
+        self.episodes: list[int] = []
+        self.episode = -1
+        self._count = 0
+        self._adjoining = False
+
+    def observe(self, stack: NDArray[np.uint8], outputs: Tensor, wanted: bool, first: bool) -> None:
+        if wanted:
+            new = stack[-1:] if self._adjoining and not first else stack
+            self.frames.append(new.copy())
+            self._count += len(new)
+            self.starts.append(self._count - STACK)
+            self.outputs.append(outputs)
+            self.episodes.append(self.episode)
+        self._adjoining = wanted
+
+
+def _join(players: list[_EnvRecord], states: int, protocol: str, seed: int) -> Rollouts:
+    frames, starts, episodes = [], [], []
+    frame_offset = episode_offset = 0
+    for player in players:
+        frames += player.frames
+        starts += [start + frame_offset for start in player.starts]
+        episodes += [episode + episode_offset for episode in player.episodes]
+        frame_offset += sum(len(part) for part in player.frames)
+        episode_offset += player.episode + 1
+    # thin out evenly: dropping the surplus at the end would drop the last environment's
+    pick = np.linspace(0, len(starts) - 1, min(states, len(starts))).round().astype(np.int64)
+    return Rollouts(
+        torch.from_numpy(np.concatenate(frames)),
+        torch.tensor(starts)[pick],
+        torch.stack([output for player in players for output in player.outputs])[pick],
+        torch.tensor(episodes)[pick],
+        protocol,
+        seed,
+    )
+
+
+def save_rollouts(path: Path, rollouts: Rollouts) -> None:
+    """Write rollouts as safetensors, atomically."""
+    tensors = {name: getattr(rollouts, name) for name in ("frames", "starts", "outputs", "episodes")}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"protocol": rollouts.protocol, "seed": str(rollouts.seed)})
+
+
+def load_rollouts(path: Path, protocol: str, seed: int) -> Rollouts:
+    """Read rollouts written by `save_rollouts`; protocol and seed are part of the cache's key."""
+    return Rollouts(**load_file(path), protocol=protocol, seed=seed)

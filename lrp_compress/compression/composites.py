@@ -1,0 +1,99 @@
+"""Composites, which say what rule relevance follows through each layer, and seeds, which say where it starts.
+
+Rules and where each suits: Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview". A composite is given
+zennit's ``rules`` module and a layer's name (a folded network's: ``conv1 ... fc1 ... head``) and returns the rule of
+that layer. Biases keep their share of the relevance. A seed is given the outputs that choose and the outputs that are
+explained, both of shape (N, actions), and returns the weight of each explained output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from lrp_compress.registry import Registry
+
+GAMMA = 0.25
+EPSILON = 1e-6  # only a stabiliser: rankings are the same from 1e-9 to 1e-3
+
+Rule = Any  # a zennit.core.Hook
+Composite = Callable[[ModuleType, str], Rule]
+Seed = Callable[[Tensor, Tensor], Tensor]
+
+COMPOSITES: Registry[Composite] = Registry("criterion.composite")
+SEEDS: Registry[Seed] = Registry("criterion.relevance_seed")
+
+
+def pixel_box(rules: ModuleType) -> Rule:
+    """Box rule (Montavon et al. 2017) for pixels in [0, 1]: dark pixels, too, can be relevant."""
+    return rules.ZBox(0.0, 1.0, EPSILON)
+
+
+@COMPOSITES.register("epsilon")
+def epsilon(rules: ModuleType, layer: str) -> Rule:
+    """Epsilon rule everywhere; with biases kept this is activation times gradient, exactly."""
+    return rules.Epsilon(EPSILON)
+
+
+@COMPOSITES.register("epsilon_plus")
+def epsilon_plus(rules: ModuleType, layer: str) -> Rule:
+    """z+ rule in convolutions, epsilon rule in dense layers and the head."""
+    return rules.ZPlus(EPSILON) if layer.startswith("conv") else rules.Epsilon(EPSILON)
+
+
+@COMPOSITES.register("gamma")
+def gamma(rules: ModuleType, layer: str) -> Rule:
+    """Generalised gamma rule (Andeol et al. 2021) everywhere, the head's weights included.
+
+    The head has to be included, and by the generalised rule: an output may be negative, and the original gamma rule
+    turns the sign of its denominator there.
+    """
+    return rules.Gamma(GAMMA, EPSILON)
+
+
+@COMPOSITES.register("zplus")
+def zplus(rules: ModuleType, layer: str) -> Rule:
+    """z+ rule everywhere, as Yeom et al. 2021, "Pruning by Explaining", use it."""
+    return rules.ZPlus(EPSILON)
+
+
+@COMPOSITES.register("epsilon_gamma_box")
+def epsilon_gamma_box(rules: ModuleType, layer: str) -> Rule:
+    """Box rule for the pixels, gamma rule in the other convolutions, epsilon rule in dense layers and the head."""
+    if layer == "conv1":
+        return pixel_box(rules)
+    return rules.Gamma(GAMMA, EPSILON) if layer.startswith("conv") else rules.Epsilon(EPSILON)
+
+
+@COMPOSITES.register("alpha2_beta1")
+def alpha2_beta1(rules: ModuleType, layer: str) -> Rule:
+    """Alpha-beta rule (2, 1) in convolutions, epsilon rule in dense layers and the head."""
+    return rules.AlphaBeta(2.0, 1.0, EPSILON) if layer.startswith("conv") else rules.Epsilon(EPSILON)
+
+
+@SEEDS.register("greedy")
+def greedy(chosen: Tensor, explained: Tensor) -> Tensor:
+    """Explain the greedy action's output alone."""
+    return functional.one_hot(chosen.argmax(1), chosen.shape[1]).to(explained)
+
+
+@SEEDS.register("all")
+def every_action(chosen: Tensor, explained: Tensor) -> Tensor:
+    """Explain the outputs of all actions, each by its magnitude.
+
+    With their signs, the logits of a policy head, which add up to 0, would leave nothing but rounding errors.
+    """
+    return explained.sign()
+
+
+@SEEDS.register("softmax")
+def softmax(chosen: Tensor, explained: Tensor) -> Tensor:
+    """Explain all outputs, each weighted by the softmax (temperature 1) of the choosing outputs.
+
+    For a policy head these are the action probabilities; for Q-values a soft choice of the greedy action.
+    """
+    return chosen.softmax(1).to(explained)

@@ -1,0 +1,255 @@
+"""Criteria: how much each channel of the hidden layers matters to the agent.
+
+Whatever the criterion, a score is at least 0, a higher score means more important, and a layer's scores add up to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.compression.attribution import gradient_batches, relevance_batches, traced
+from lrp_compress.config import CriterionConfig
+from lrp_compress.errors import UserError
+from lrp_compress.registry import Registry
+
+
+@dataclass(frozen=True)
+class ChannelScores:
+    """Importance of every channel.
+
+    Attributes
+    ----------
+    scores : dict of str to Tensor
+        Per hidden layer, in the order of ``network.widths``, float32 of shape (channels,) on the CPU; adds up to 1.
+    criterion : str
+        The criterion's name.
+    states : int
+        States the scores are a mean over; 0 for a criterion that looks at none.
+    """
+
+    scores: dict[str, Tensor]
+    criterion: str
+    states: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at.
+
+    Attributes
+    ----------
+    network : PolicyNetwork
+        The network whose channels are scored.
+    observations : Tensor
+        The states to score over, uint8 of shape (n, 4, 84, 84).
+    outputs : Tensor
+        The teacher's outputs in those states, shape (n, actions); they choose which outputs are explained.
+    config : CriterionConfig
+        The criterion's settings.
+    seed : int
+        Seed of whatever is drawn at random.
+    """
+
+    network: PolicyNetwork
+    observations: Tensor
+    outputs: Tensor
+    config: CriterionConfig
+    seed: int
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A criterion: `score` gives per hidden layer a tensor of shape (channels,); `uses_states` says if it needs any."""
+
+    score: Callable[[Evidence], dict[str, Tensor]]
+    uses_states: bool
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion.name")
+Score = Callable[[Evidence], dict[str, Tensor]]
+
+
+def register_criterion(name: str, *, uses_states: bool = True) -> Callable[[Score], Score]:
+    """Return a decorator that registers a function from `Evidence` to raw scores under `name`.
+
+    Parameters
+    ----------
+    name : str
+        What the setting ``criterion.name`` calls it.
+    uses_states : bool
+        False for a criterion that looks at no states.
+    """
+
+    def store(score: Score) -> Score:
+        CRITERIA.register(name)(Criterion(score, uses_states))
+        return score
+
+    return store
+
+
+def score_channels(
+    network: PolicyNetwork, observations: Tensor, outputs: Tensor, config: CriterionConfig, seed: int
+) -> ChannelScores:
+    """Score every channel of every hidden layer.
+
+    Parameters
+    ----------
+    network : PolicyNetwork
+        The network to score, with any head; left as it is.
+    observations : Tensor
+        States of play in order, uint8 of shape (N, 4, 84, 84). ``config.states`` of them, evenly spaced, are used, so
+        that all episodes have their part; all of them if there are fewer.
+    outputs : Tensor
+        The teacher's outputs in those states, shape (N, actions). Their greedy action, or their softmax, decides which
+        outputs of `network` are explained.
+    config : CriterionConfig
+        Criterion, composite, relevance seed, number of states and batch size. Scores do not depend on the batch size.
+    seed : int
+        For the criterion ``random``.
+
+    Returns
+    -------
+    ChannelScores
+        Scores divided by their layer's sum. Where all scores of a layer are 0 the criterion says nothing about it, so
+        its channels share the sum equally: no division by 0, and no layer that looks worthless as a whole.
+
+    Raises
+    ------
+    UserError
+        If the criterion, composite or relevance seed is unknown, or a score is not finite.
+    ValueError
+        If observations and outputs differ in number or there are none.
+    """
+    criterion = CRITERIA[config.name]
+    if len(observations) != len(outputs) or not len(observations):
+        raise ValueError(f"as many outputs as observations are needed: got {len(outputs)} and {len(observations)}")
+    count = min(config.states, len(observations)) if criterion.uses_states else 0
+    chosen = (torch.arange(count) * len(observations)).div(max(count, 1), rounding_mode="floor")
+    evidence = Evidence(network, observations[chosen], outputs[chosen], config, seed)
+    raw = criterion.score(evidence)
+    scores = {name: _shares(raw[name], name, config.name) for name in network.widths}
+    return ChannelScores(scores, config.name, count)
+
+
+def _shares(raw: Tensor, layer: str, criterion: str) -> Tensor:
+    raw = raw.double().cpu()
+    if not raw.isfinite().all():
+        bad = int((~raw.isfinite()).sum())
+        raise UserError(
+            f"criterion.name={criterion} gives {bad} of {len(raw)} scores of layer {layer} that are not finite; "
+            "check the agent's weights for NaN and infinity"
+        )
+    total = raw.sum()
+    return (raw / total if total > 0 else torch.full_like(raw, 1 / len(raw))).float()
+
+
+@register_criterion("lrp")
+def lrp(evidence: Evidence) -> dict[str, Tensor]:
+    """Relevance: mean over the states of abs(sum over positions of R).
+
+    Signs may cancel within a map but not between states: signed sums over states lose to random pruning. After Yeom
+    et al. 2021, "Pruning by Explaining", seeded with the output's value.
+    """
+    config = evidence.config
+    passes = relevance_batches(
+        evidence.network,
+        evidence.observations,
+        config.composite,
+        config.relevance_seed,
+        config.batch_size,
+        evidence.outputs,
+    )
+    return _mean_over_states(_unsigned(result.layers) for result in passes)
+
+
+@register_criterion("taylor")
+def taylor(evidence: Evidence) -> dict[str, Tensor]:
+    """First-order Taylor: mean over the states of abs(sum over positions of activation times gradient).
+
+    Molchanov et al. 2017, "Pruning Convolutional Neural Networks for Resource Efficient Inference", equation 8, for
+    the same seeded output as ``lrp``; what that output loses, to first order, when the channel is set to 0. It equals
+    ``lrp`` with the epsilon composite and needs no zennit.
+    """
+    config = evidence.config
+    passes = gradient_batches(
+        evidence.network, evidence.observations, config.relevance_seed, config.batch_size, evidence.outputs
+    )
+    return _mean_over_states(_unsigned(result.layers) for result in passes)
+
+
+@register_criterion("activation")
+def activation(evidence: Evidence) -> dict[str, Tensor]:
+    """Mean activation after the ReLU, over states and positions."""
+    return _mean_over_states(
+        {name: _positions(a).mean(2) for name, a in hidden.items()} for hidden in _hidden(evidence)
+    )
+
+
+@register_criterion("apoz")
+def apoz(evidence: Evidence) -> dict[str, Tensor]:
+    """One minus the average percentage of zeros: how often, over states and positions, the ReLU lets something through.
+
+    Hu et al. 2016, "Network Trimming".
+    """
+    return _mean_over_states(
+        {name: (_positions(a) > 0).double().mean(2) for name, a in hidden.items()} for hidden in _hidden(evidence)
+    )
+
+
+@register_criterion("weight_l1", uses_states=False)
+def weight_l1(evidence: Evidence) -> dict[str, Tensor]:
+    """L1 norm of a channel's incoming weights, without the bias (Li et al. 2017, "Pruning Filters")."""
+    return _weight_norms(evidence.network, 1)
+
+
+@register_criterion("weight_l2", uses_states=False)
+def weight_l2(evidence: Evidence) -> dict[str, Tensor]:
+    """L2 norm of a channel's incoming weights, without the bias."""
+    return _weight_norms(evidence.network, 2)
+
+
+@register_criterion("random", uses_states=False)
+def random(evidence: Evidence) -> dict[str, Tensor]:
+    """Independent uniform draws: the baseline that every criterion has to beat."""
+    generator = torch.Generator().manual_seed(evidence.seed)
+    return {name: torch.rand(width, generator=generator) for name, width in evidence.network.widths.items()}
+
+
+def _positions(maps: Tensor) -> Tensor:
+    """Reshape (N, channels, ...) to (N, channels, positions); a unit has one position."""
+    return maps.flatten(2) if maps.dim() > 2 else maps.unsqueeze(2)
+
+
+def _unsigned(layers: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: _positions(tensor).double().sum(2).abs() for name, tensor in layers.items()}
+
+
+def _hidden(evidence: Evidence) -> Iterator[dict[str, Tensor]]:
+    size = evidence.config.batch_size
+    for start in range(0, len(evidence.observations), size):
+        with torch.no_grad(), traced(evidence.network) as activations:
+            evidence.network(evidence.observations[start : start + size].to(evidence.network.device))
+        yield activations
+
+
+def _mean_over_states(passes: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Average per-state scores of shape (n, channels) over all states of all batches."""
+    totals: dict[str, Tensor] = {}
+    states = 0
+    for layers in passes:
+        for name, per_state in layers.items():
+            # Double, so that the batch size leaves no trace in the mean.
+            totals[name] = totals.get(name, 0) + per_state.double().sum(0)
+        states += len(per_state)
+    return {name: total / states for name, total in totals.items()}
+
+
+def _weight_norms(network: PolicyNetwork, order: int) -> dict[str, Tensor]:
+    return {
+        name: getattr(network, name).weight.detach().double().flatten(1).norm(p=order, dim=1) for name in network.widths
+    }

@@ -1,0 +1,267 @@
+"""Policy distillation (Rusu et al. 2015): the pruned student learns the teacher's outputs on states of real play.
+
+The student soon acts itself, so that it learns what the teacher would do in the states *it* gets into (DAgger, Ross et
+al. 2011). Emulation runs in ALE's threads while the student learns from a replay.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.inference import fast_outputs, faster_precision
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.envs import AtariEnvs, envs_for
+from lrp_compress.compression.losses import LOSSES, default_temperature
+from lrp_compress.compression.replay import FrameReplay
+from lrp_compress.config import DistillConfig
+from lrp_compress.seeding import stage_seed
+
+CHECKS = 20  # comparisons of the student with its best so far, over the whole distillation
+HELD_OUT_STATES = 4096
+# Environment steps before the first gradient step, so that no batch is all opening moves; in short runs a share of all.
+WARMUP_STEPS = 4096
+WARMUP_SHARE = 0.05
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the student stood at one check.
+
+    Attributes
+    ----------
+    samples : int
+        States learned from so far, repetitions counted.
+    loss : float
+        Mean training loss since the last check.
+    agreement : float
+        Share of held-out states, visited by the acting player, where student and teacher prefer the same action.
+    """
+
+    samples: int
+    loss: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A distilled student and how it got there.
+
+    Attributes
+    ----------
+    network : PolicyNetwork
+        The best student by agreement on held-out states.
+    curve : list of Progress
+        One entry per check.
+    temperature : float
+        The temperature used.
+    precision : str
+        ``"float32"`` or ``"bfloat16"``.
+    env_steps : int
+        Agent steps emulated.
+    samples_per_s : float
+        Learned states per second of wall clock, emulation included.
+    """
+
+    network: PolicyNetwork
+    curve: list[Progress]
+    temperature: float
+    precision: str
+    env_steps: int
+    samples_per_s: float
+
+
+def distill(
+    student: PolicyNetwork,
+    teacher: Agent,
+    teacher_outputs: Tensor,
+    config: DistillConfig,
+    samples: int,
+    rule: ActionRule,
+    protocol: str,
+    seed: int,
+    on_check: Callable[[Progress], None] = lambda progress: None,
+) -> Distillation:
+    """Teach the student what the teacher does.
+
+    Parameters
+    ----------
+    student : PolicyNetwork
+        Where to start from; left as it is.
+    teacher : Agent
+        Labels every visited state.
+    teacher_outputs : Tensor of float32, shape (N, actions)
+        The teacher's outputs on states of its play, from which the temperature of a Q-teacher follows.
+    config : DistillConfig
+        Loss, data, replay and optimiser.
+    samples : int
+        States to learn from, repetitions counted; 0 returns a copy of the student.
+    rule : ActionRule
+        How the acting network chooses actions; ``config.epsilon`` is added.
+    protocol : str
+        Name of the protocol played under.
+    seed : int
+        Seed of environments, action choice and batches.
+    on_check : callable
+        Receives each `Progress`.
+
+    Returns
+    -------
+    Distillation
+    """
+    if not samples:
+        return Distillation(copy.deepcopy(student), [], 1.0, "float32", 0, 0.0)
+    student = copy.deepcopy(student).train()
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    dtype = PRECISIONS.get(config.precision) or faster_precision(student, config.batch_size)
+    temperature = config.temperature or default_temperature(teacher.network.head_kind, teacher_outputs)
+    precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
+    learner = _Learner(student, config, samples, temperature, dtype, stage_seed(seed, "batches"))
+    curve: list[Progress] = []
+    start, steps, next_check = time.perf_counter(), 0, samples / CHECKS
+    with (
+        envs_for(teacher, config.envs, protocol, stage_seed(seed, "envs")) as envs,
+        tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
+    ):
+        visits = _visits(envs, teacher.network, learner, config, ActionRule(rule.kind, config.epsilon), seed)
+        for training, held_out in visits:
+            steps += config.envs
+            learner.learn(training, steps)
+            bar.update(learner.samples - bar.n)
+            if learner.samples >= next_check:
+                next_check = learner.samples + samples / CHECKS
+                curve.append(learner.check(held_out))
+                bar.set_postfix(loss=f"{curve[-1].loss:.4f}", agreement=f"{curve[-1].agreement:.3f}")
+                on_check(curve[-1])
+            if learner.samples >= samples:
+                break
+    network = learner.best.eval()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    speed = learner.samples / (time.perf_counter() - start)
+    return Distillation(network, curve, temperature, precision, steps, speed)
+
+
+def _visits(
+    envs: AtariEnvs,
+    teacher: PolicyNetwork,
+    learner: _Learner,
+    config: DistillConfig,
+    rule: ActionRule,
+    seed: int,
+) -> Iterator[tuple[FrameReplay, FrameReplay]]:
+    """Play on for ever; whatever is done between two iterations overlaps with emulation.
+
+    A sixteenth of the environments only feeds the held-out replay.
+    """
+    rng = np.random.default_rng(stage_seed(seed, "actions"))
+    apart = max(1, envs.envs // 16)
+    training = FrameReplay(config.replay_states, envs.envs - apart, envs.actions)
+    held_out = FrameReplay(HELD_OUT_STATES, apart, envs.actions)
+    step = envs.reset()
+    while True:
+        actions, labels = act(teacher, step.observations, rule, rng, learner.dtype)
+        if not _teacher_acts(config, learner.progress):
+            actions, _ = act(learner.student, step.observations, rule, rng, learner.dtype)
+        envs.send(actions)
+        training.add(step.observations[apart:], labels[apart:], step.first[apart:], step.ended[apart:])
+        held_out.add(step.observations[:apart], labels[:apart], step.first[:apart], step.ended[:apart])
+        yield training, held_out
+        step = envs.receive()
+
+
+def _teacher_acts(config: DistillConfig, progress: float) -> bool:
+    return config.data == "teacher" or (config.data == "mixed" and progress < config.teacher_fraction)
+
+
+class _Learner:
+    """The student, its optimiser, and its best version so far."""
+
+    def __init__(
+        self,
+        student: PolicyNetwork,
+        config: DistillConfig,
+        samples: int,
+        temperature: float,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        self.student = student
+        self.best = copy.deepcopy(student)
+        self.dtype = dtype
+        self.samples = 0
+        self._total = samples
+        self._config = config
+        self._temperature = temperature
+        self._loss = LOSSES[config.loss]
+        self._losses: list[Tensor] = []
+        self._optimiser = torch.optim.AdamW(
+            student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._rng = torch.Generator().manual_seed(seed)
+
+    @property
+    def progress(self) -> float:
+        """Share of the samples learned, in [0, 1]."""
+        return self.samples / max(self._total, 1)
+
+    def learn(self, replay: FrameReplay, env_steps: int) -> None:
+        """Take the gradient steps that `env_steps` environment steps allow."""
+        if env_steps < min(WARMUP_STEPS, WARMUP_SHARE * self._total / self._config.passes):
+            return
+        size = self._config.batch_size
+        due = min(env_steps * self._config.passes, self._total)
+        stored = replay.stored()
+        while self.samples + size <= due or self.samples < due == self._total:
+            chosen = stored[torch.randint(len(stored), (size,), generator=self._rng)]
+            self._step(*replay.gather(chosen))
+            self.samples += size
+
+    def _step(self, observations: Tensor, labels: Tensor) -> None:
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._config.learning_rate * (1 - self.progress)
+        loss = self._loss(fast_outputs(self.student, observations, self.dtype), labels, self._temperature)
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self._config.max_grad_norm)
+        self._optimiser.step()
+        self._losses.append(loss.detach())
+
+    def check(self, held_out: FrameReplay) -> Progress:
+        """Keep the student as the best if it agrees with the teacher at least as often, on the same states."""
+        observations, labels = held_out.gather(held_out.stored())
+        agreement = _agreement(self.student, observations, labels, self.dtype)
+        if agreement >= _agreement(self.best, observations, labels, self.dtype):
+            self.best.load_state_dict(self.student.state_dict())
+        loss = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        return Progress(self.samples, loss, agreement)
+
+
+@torch.inference_mode()
+def _agreement(network: PolicyNetwork, observations: Tensor, labels: Tensor, dtype: torch.dtype) -> float:
+    best = torch.cat([fast_outputs(network, batch, dtype).argmax(1) for batch in torch.split(observations, 256)])
+    return (best == labels.argmax(1)).float().mean().item()
+
+
+def action_agreement(network: PolicyNetwork, observations: Tensor, outputs: Tensor) -> float:
+    """Share of states where a network prefers the action the teacher prefers, computed in float32.
+
+    Parameters
+    ----------
+    network : PolicyNetwork
+        The network to compare.
+    observations : Tensor of uint8, shape (N, 4, 84, 84)
+    outputs : Tensor of float32, shape (N, actions)
+        The teacher's outputs there.
+    """
+    return _agreement(network, observations, outputs, torch.float32)

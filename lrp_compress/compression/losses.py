@@ -1,0 +1,68 @@
+"""Losses of policy distillation, by name.
+
+Each takes the student's and the teacher's outputs, float32 (N, actions), and a temperature that divides both, and
+returns the mean over the states. Dividing the student's outputs too keeps them in the teacher's units (Q-values stay
+Q-values); with Rusu et al.'s untempered student only the scale of its last layer would differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional
+
+from lrp_compress.registry import Registry
+
+Loss = Callable[[Tensor, Tensor, float], Tensor]
+LOSSES: Registry[Loss] = Registry("distill.loss")
+
+Q_SHARPNESS = 0.1  # temperature of Q-teachers over their median gap between the best two actions
+
+
+@LOSSES.register("kl")
+def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence from the teacher's policy to the student's (Rusu et al. 2015, eq. 3)."""
+    return _divergence(student / temperature, teacher / temperature)
+
+
+@LOSSES.register("reverse_kl")
+def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL divergence from the student's policy to the teacher's: seeks a mode in place of covering all."""
+    return _divergence(teacher / temperature, student / temperature)
+
+
+@LOSSES.register("mse")
+def mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean squared difference of the outputs (Rusu et al. 2015, eq. 2)."""
+    return functional.mse_loss(student / temperature, teacher / temperature)
+
+
+@LOSSES.register("nll")
+def nll(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Negative log-likelihood of the teacher's best action (Rusu et al. 2015, eq. 1)."""
+    return functional.cross_entropy(student / temperature, teacher.argmax(1))
+
+
+def _divergence(approximation: Tensor, truth: Tensor) -> Tensor:
+    return functional.kl_div(approximation.log_softmax(1), truth.log_softmax(1), reduction="batchmean", log_target=True)
+
+
+def default_temperature(head: str, outputs: Tensor) -> float:
+    """Temperature for a teacher: 1 for a policy, and for Q-values a tenth of the median gap between the best two.
+
+    Rusu et al. 2015 sharpen the Q-values of their teachers by the fixed temperature 0.01; relative to the gap, the
+    choice does not depend on the game's reward scale.
+
+    Parameters
+    ----------
+    head : {"q", "policy", "dueling"}
+        The teacher's head.
+    outputs : Tensor of float32, shape (N, actions)
+        The teacher's outputs on states of play.
+    """
+    if head == "policy" or outputs.shape[1] < 2:
+        return 1.0
+    best = outputs.topk(2, dim=1).values
+    gap = (best[:, 0] - best[:, 1]).median().item()
+    return max(Q_SHARPNESS * gap, 1e-6)

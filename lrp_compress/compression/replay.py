@@ -1,0 +1,101 @@
+"""A replay of visited states and the teacher's outputs that keeps every frame once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrp_compress.atari.rollouts import STACK, stacks
+
+SIDE = 84
+
+
+class FrameReplay:
+    """Ring buffers of frames, one per environment; a stored state costs one frame, a quarter of its stack.
+
+    A stack of frames lies contiguous in its ring, so drawing a batch is one block copy per state.
+
+    Parameters
+    ----------
+    states : int
+        Capacity over all environments.
+    envs : int
+        Number of environments that write.
+    actions : int
+        Length of the teacher's outputs.
+    """
+
+    def __init__(self, states: int, envs: int, actions: int) -> None:
+        self.slots = max(states // envs, 4 * STACK)
+        self._frames = torch.zeros(envs * self.slots, SIDE, SIDE, dtype=torch.uint8)
+        self._outputs = torch.zeros(envs * self.slots, actions)
+        self._valid = np.zeros((envs, self.slots), dtype=bool)  # slots that are the newest frame of a stored state
+        self._next = np.zeros(envs, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._valid.sum())
+
+    def add(
+        self, observations: NDArray[np.uint8], outputs: Tensor, first: NDArray[np.bool_], ended: NDArray[np.bool_]
+    ) -> None:
+        """Store one step of all environments.
+
+        Parameters
+        ----------
+        observations : ndarray of uint8, shape (envs, 4, 84, 84)
+            Consecutive within an environment from call to call.
+        outputs : Tensor of float32, shape (envs, actions)
+            The teacher's outputs there.
+        first : ndarray of bool, shape (envs,)
+            The observation begins an episode: its whole stack is stored.
+        ended : ndarray of bool, shape (envs,)
+            The observation ends an episode: nothing is decided there, so it is never drawn.
+        """
+        whole = first | (self._next == 0)
+        rows = np.arange(len(observations))
+        slots = self._reserve(whole)
+        flat = torch.from_numpy(rows * self.slots + slots)
+        self._frames[flat] = torch.from_numpy(observations[:, -1])
+        for row in np.flatnonzero(whole):
+            at = int(flat[row])
+            self._frames[at - STACK + 1 : at + 1] = torch.from_numpy(observations[row])
+        self._outputs[flat] = outputs
+        self._valid[rows, slots] = ~ended
+
+    def _reserve(self, whole: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Choose each environment's slot for the newest frame and forget the states that lose a frame to it."""
+        needed = np.where(whole, STACK, 1)
+        for row in np.flatnonzero(self._next + needed > self.slots):
+            start = row * self.slots
+            if not whole[row]:  # the stack goes on at the ring's beginning, so its last frames move there
+                tail = self._frames[start + self._next[row] - STACK + 1 : start + self._next[row]].clone()
+                self._frames[start : start + STACK - 1] = tail
+                self._valid[row, : STACK - 1] = False
+                self._next[row] = STACK - 1
+            else:
+                self._next[row] = 0
+        for at, begin in enumerate(self._next.tolist()):
+            self._valid[at, begin : begin + needed[at] + STACK - 1] = False
+        self._next += needed
+        return self._next - 1
+
+    def stored(self) -> Tensor:
+        """List the indices of all stored states, for `gather`: int64, shape (len(self),)."""
+        return torch.from_numpy(np.flatnonzero(self._valid))
+
+    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states and the teacher's outputs.
+
+        Parameters
+        ----------
+        indices : Tensor of int64, shape (n,)
+            From `stored`.
+
+        Returns
+        -------
+        observations : Tensor of uint8, shape (n, 4, 84, 84)
+        outputs : Tensor of float32, shape (n, actions)
+        """
+        return stacks(self._frames, indices - (STACK - 1)), self._outputs[indices]

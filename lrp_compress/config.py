@@ -1,0 +1,201 @@
+"""The configuration's types and ranges; the values, with a comment each, are in ``conf/``.
+
+Every field is mandatory here, so that each value is written down in YAML once. Importing this module imports no torch.
+`lrp_compress.checks` compares the two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from lrp_compress import __version__
+from lrp_compress.files import value_digest
+
+# What does not change a run's results, and so is no part of its identity.
+INCIDENTAL = ("tracking", "cache_dir", "force")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of a number: from `low` to `high`, the ends included unless said otherwise."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
+
+
+def _within(low: float = -math.inf, high: float = math.inf, **ends: bool) -> Any:
+    return field(default=MISSING, metadata={"allowed": Range(low, high, **ends)})
+
+
+def _one_of(*names: str) -> Any:
+    return field(default=MISSING, metadata={"allowed": names})
+
+
+RATIO = Range(0, 1, open_high=True)
+
+
+@dataclass
+class GameConfig:
+    """One Atari game (``conf/game``)."""
+
+    name: str = MISSING
+    title: str = MISSING
+    random_score: float | None = MISSING
+    human_score: float | None = MISSING
+
+
+@dataclass
+class TeacherConfig:
+    """The trained agent that goes in (``conf/teacher``)."""
+
+    source: str = MISSING
+    fire_on_life_loss: bool | None = MISSING
+
+
+@dataclass
+class RolloutsConfig:
+    """States the teacher visits (``conf/rollouts``)."""
+
+    states: int = _within(64)
+    envs: int = _within(1, 256)
+    block: int = _within(1)
+    every: int = _within(1)
+
+
+@dataclass
+class CriterionConfig:
+    """How channels are scored (``conf/criterion``)."""
+
+    name: str = MISSING
+    composite: str = MISSING
+    relevance_seed: str = _one_of("greedy", "all", "softmax")
+    states: int = _within(1)
+    batch_size: int = _within(1)
+
+
+@dataclass
+class PruneConfig:
+    """How many channels go, where, and in how many steps (``conf/prune``)."""
+
+    ratio: float = field(default=MISSING, metadata={"allowed": RATIO})
+    layer_ratios: dict[str, float] = field(default=MISSING, metadata={"allowed": RATIO})
+    layers: str = _one_of("all", "conv")
+    scope: str = _one_of("layer", "global")
+    schedule: str = MISSING
+    steps: int = _within(1, 100)
+    min_width: int = _within(1)
+    round_to: int = _within(1)
+
+
+@dataclass
+class DistillConfig:
+    """How the student learns from the teacher (``conf/distill``)."""
+
+    loss: str = MISSING
+    temperature: float | None = _within(0, open_low=True)
+    samples: int = _within(0)
+    step_samples: int = _within(0)
+    data: str = _one_of("teacher", "student", "mixed")
+    teacher_fraction: float = _within(0, 1)
+    epsilon: float = _within(0, 1)
+    envs: int = _within(4, 1024)
+    replay_states: int = _within(1024)
+    passes: float = _within(0, open_low=True)
+    batch_size: int = _within(1)
+    learning_rate: float = _within(0, open_low=True)
+    weight_decay: float = _within(0)
+    max_grad_norm: float = _within(0, open_low=True)
+    precision: str = _one_of("auto", "float32", "bfloat16")
+
+
+@dataclass
+class EvaluateConfig:
+    """How agents are evaluated (``conf/evaluate``)."""
+
+    episodes: int = _within(2)
+    envs: int = _within(1, 256)
+    action: str = _one_of("auto", "sample", "epsilon", "greedy")
+    epsilon: float = _within(0, 1)
+    stall_limit: int = _within(1)
+    max_frames: int = _within(4)
+    confidence: float = _within(0, 1, open_low=True, open_high=True)
+
+
+@dataclass
+class LatencyConfig:
+    """How latency is measured (``conf/latency``)."""
+
+    rounds: int = _within(1)
+    decisions: int = _within(1)
+    warmup: int = _within(0)
+    threads: int = _within(1)
+
+
+@dataclass
+class TrackingConfig:
+    """Where runs are recorded (``conf/tracking``)."""
+
+    uri: str | None = MISSING
+    experiment: str = MISSING
+    timeout_s: float = _within(0, open_low=True)
+
+
+@dataclass
+class Config:
+    """The whole configuration (``conf/config.yaml``)."""
+
+    game: GameConfig = MISSING
+    teacher: TeacherConfig = MISSING
+    rollouts: RolloutsConfig = MISSING
+    criterion: CriterionConfig = MISSING
+    prune: PruneConfig = MISSING
+    distill: DistillConfig = MISSING
+    evaluate: EvaluateConfig = MISSING
+    latency: LatencyConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    protocol: str = _one_of("noop", "sticky")
+    seed: int = _within(0, 2**31 - 1)
+    cache_dir: str = MISSING
+    force: bool = MISSING
+
+
+def flatten(config: Config) -> dict[str, bool | int | float | str | None]:
+    """All settings by dotted key, e.g. ``prune.ratio``; an empty mapping has none."""
+    return dict(_leaves(dataclasses.asdict(config), ""))
+
+
+def config_hash(config: Config) -> str:
+    """Identity of a run: 8 hexadecimal digits of the package's version and of all settings but `INCIDENTAL`."""
+    settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in INCIDENTAL}
+    return value_digest([__version__, settings])[:8]
+
+
+def run_name(config: Config) -> str:
+    """Readable name of a run, e.g. ``breakout-lrp-r0.50-s0``; not unique."""
+    return f"{config.game.name}-{config.criterion.name}-r{config.prune.ratio:.2f}-s{config.seed}"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,36 @@
+"""The one exception that is a user's mistake, and the hint that goes with an unknown name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right; shown as one line without a traceback.
+
+    The message names what was given, what is allowed and the remedy.
+    """
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
+    """Build the error for a name that is not in a registry.
+
+    Parameters
+    ----------
+    kind : str
+        What the name should have been, e.g. ``"criterion.name"``.
+    given : str
+        The name that was given.
+    known : iterable of str
+        The names that exist.
+
+    Returns
+    -------
+    UserError
+        One line with the closest match, if there is one, and all known names.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(given, names, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return UserError(f"{kind}={given} is unknown{hint}; choose from: {', '.join(names)}")

@@ -1,0 +1,82 @@
+"""Files that are never seen half-written, and digests of their content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` and rename it into place when the block ends well.
+
+    Parameters
+    ----------
+    path : Path
+        The final path; missing parent folders are made.
+
+    Yields
+    ------
+    Path
+        A path with the same suffix, to be written by the caller. It is removed if the block raises.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, 64 hexadecimal characters."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """SHA-256 of a JSON-serialisable value, independent of key order, 64 hexadecimal characters."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def stored(path: Path, make: Callable[[], T], write: Callable[[Path, T], None], read: Callable[[Path], T]) -> T:
+    """Read a stage's result if its file is there; else make it and write it.
+
+    Because files appear whole or not at all, this is what lets an interrupted run go on: the stages that are done
+    are read, the one that was cut off is made again.
+
+    Parameters
+    ----------
+    path : Path
+        Where the result is kept.
+    make : callable
+        Computes the result.
+    write, read : callable
+        Write it to a path, atomically, and read it back.
+    """
+    if path.exists():
+        return read(path)
+    value = make()
+    write(path, value)
+    return value

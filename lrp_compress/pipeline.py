@@ -1,0 +1,138 @@
+"""The whole path of one run, from a trained agent to a small one with its evidence.
+
+Read `compress` from top to bottom: each line is a stage, and each stage's result a typed value and a file. A file that
+is there is read instead of made again, so the same command goes on where an earlier one was cut off.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from lrp_compress.agents.teachers import load_teacher, teacher_path
+from lrp_compress.artifacts import publish
+from lrp_compress.atari.envs import envs_for
+from lrp_compress.compression.composites import COMPOSITES
+from lrp_compress.compression.criteria import CRITERIA
+from lrp_compress.compression.losses import LOSSES
+from lrp_compress.compression.pruning import prunable_layers
+from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
+from lrp_compress.config import Config, config_hash, flatten, run_name
+from lrp_compress.files import file_digest, read_json, write_json
+from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
+from lrp_compress.summary import result_table
+from lrp_compress.tracking import Tracker, check_store, open_run, training_view
+
+
+def compress(config: Config, run_dir: Path, tracker: Tracker) -> dict[str, float]:
+    """Take the teacher of the configuration to its student and all that is to be known about it.
+
+    Parameters
+    ----------
+    config : Config
+        The checked configuration.
+    run_dir : Path
+        The run's folder.
+    tracker : Tracker
+        Where metrics and artifacts go as they come.
+
+    Returns
+    -------
+    dict of str to float
+        The final metrics, by the names of the tracking contract (``teacher/return_mean`` and so on).
+    """
+    teacher = load_teacher(config.teacher, config.game)
+    stage = Stages(config, teacher, file_digest(teacher_path(config.teacher, config.game)), run_dir / "stages", tracker)
+    rollouts = stage.rollouts()
+
+    student = teacher
+    ratios = cumulative_ratios(config.prune.schedule, config.prune.ratio, config.prune.steps)
+    for step, ratio in enumerate(ratios, start=1):
+        scores = stage.score(student, rollouts, step)
+        plan = stage.plan(student, scores, step, ratio)
+        pruned = stage.prune(student, plan, step)
+        student = stage.distill(pruned, rollouts, step, last=step == len(ratios))
+        metrics = stage.compare({"pruned": pruned, "student": student}, rollouts, step)
+
+    agents = {"teacher": teacher, "pruned": pruned, "student": student}
+    evaluations = {name: stage.evaluate(agent, name) for name, agent in agents.items()}
+    latencies = stage.measure(agents, rollouts)
+    for name, agent in agents.items():
+        metrics |= agent_metrics(name, agent, evaluations[name], latencies[name])
+    metrics |= ratio_metrics(config, metrics, evaluations, latencies)
+    publish(config, agents, rollouts, evaluations, run_dir, tracker)
+    return metrics
+
+
+def preflight(config: Config) -> None:
+    """Check what a run needs from outside, before anything is written.
+
+    Raises
+    ------
+    UserError
+        If a name is in no registry, the teacher cannot be loaded or does not fit the game, the layers to prune are
+        not the teacher's, or the tracking store does not answer.
+    """
+    for registry, name in (
+        (CRITERIA, config.criterion.name),
+        (COMPOSITES, config.criterion.composite),
+        (SCHEDULES, config.prune.schedule),
+        (LOSSES, config.distill.loss),
+    ):
+        registry[name]
+    teacher = load_teacher(config.teacher, config.game)
+    prunable_layers(config.prune, teacher.network.widths)
+    envs_for(teacher, 1, config.protocol, config.seed).close()
+    check_store(config.tracking)
+
+
+def run(config: Config, run_dir: Path, sweep: str | None) -> None:
+    """Do one run, or go on with it, or find that it is done; then show its result.
+
+    Parameters
+    ----------
+    config : Config
+        The checked configuration.
+    run_dir : Path
+        The run's folder; the files of its stages are kept in it.
+    sweep : str or None
+        Name of the sweep the run belongs to.
+    """
+    console = Console()
+    identity = {"config_hash": config_hash(config), "teacher": file_digest(teacher_path(config.teacher, config.game))}
+    result = run_dir / "result.json"
+    if config.force or not _same_run(run_dir / "identity.json", identity):
+        result.unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "stages", ignore_errors=True)
+        write_json(run_dir / "identity.json", identity)
+    if result.exists():
+        console.print(f"{run_name(config)} has finished before; force=true runs it again.")
+    else:
+        tags = {"game": config.game.name, "criterion": config.criterion.name, "run_dir": str(run_dir.resolve())}
+        with open_run(
+            config.tracking,
+            name=run_name(config),
+            config_hash=identity["config_hash"],
+            tags=tags | ({"sweep": sweep} if sweep else {}),
+            params=flatten(config),
+        ) as tracker:
+            metrics = compress(config, run_dir, tracker)
+            tracker.metrics(metrics)
+            tracker.artifact(run_dir / ".hydra")
+        write_json(result, metrics)
+    _show(console, config, run_dir)
+
+
+def _same_run(path: Path, identity: dict[str, str]) -> bool:
+    return path.exists() and read_json(path) == identity
+
+
+def _show(console: Console, config: Config, run_dir: Path) -> None:
+    metrics = read_json(run_dir / "result.json")
+    console.print(result_table(metrics, run_name(config), config.evaluate.confidence))
+    console.print(f"\nstudent   {run_dir / 'student.safetensors'}", soft_wrap=True)
+    console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
+    if view := training_view(config.tracking):
+        console.print(f"runs      {view}", soft_wrap=True)

@@ -1,0 +1,79 @@
+"""Whether a process still lives, how this one ends when it is told to, and which code it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+
+def process_start(pid: int) -> str | None:
+    """Say when a process of this host started, in the system's own words.
+
+    Together with the pid it names one process for good, since pids are used again.
+
+    Returns
+    -------
+    str or None
+        None if no such process lives.
+    """
+    if not Path("/proc/self/stat").exists():
+        command = ["ps", "-o", "lstart=", "-p", str(pid)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    try:
+        # The command's name, in brackets, may hold spaces; after it come the state and, 19 fields on, the start.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # A process that was killed and that its parent has not asked after yet is a zombie.
+    return None if fields[0] in "ZX" else fields[19]
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """Turn the first SIGTERM in the block into ``SystemExit(143)``, so that what is open gets closed.
+
+    A second one does what it did before the block. Only the main thread may set a handler; in others nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        signal.signal(signal.SIGTERM, previous)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def git_state() -> dict[str, str]:
+    """Say which commit of the package is running.
+
+    Returns
+    -------
+    dict
+        ``git_sha`` and ``git_dirty`` (``true`` or ``false``) of the repository that tracks this file; empty if none
+        does, as for an installed wheel.
+    """
+    source = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(source.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # A wheel in a virtual environment may lie inside the repository of another project.
+        git("ls-files", "--error-unmatch", source.name)
+        return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": str(git("status", "--porcelain") != "").lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}

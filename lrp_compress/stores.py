@@ -1,0 +1,129 @@
+"""Addresses of MLflow stores, and what can be said about a store without MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from lrp_compress.errors import UserError
+
+
+def resolve_uri(uri: str) -> str:
+    """Make a store's address independent of the current folder.
+
+    Parameters
+    ----------
+    uri : str
+        ``sqlite:///relative.db``, ``sqlite:////absolute.db`` or ``http(s)://host:port``.
+
+    Returns
+    -------
+    str
+        The same store with an absolute path; a server without a trailing slash.
+
+    Raises
+    ------
+    UserError
+        For a file store, a database in memory, a user name in the address, or any other scheme.
+    """
+    scheme, separator, rest = uri.partition("://")
+    if uri.startswith("file:") or not separator:
+        raise UserError(f"tracking.uri={uri} is a file store, which MLflow no longer takes; use sqlite:///mlflow.db")
+    if scheme == "sqlite":
+        path = rest.removeprefix("/")
+        if path in ("", ":memory:"):
+            raise UserError(f"tracking.uri={uri} names no database file; give one as in sqlite:///mlflow.db")
+        return f"sqlite:///{Path(path).absolute()}"
+    if scheme in ("http", "https"):
+        parts = urllib.parse.urlsplit(uri)
+        if parts.username is not None:
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+            raise UserError(f"tracking.uri for {parts.hostname} holds a user name, which would be recorded; {remedy}")
+        return uri.rstrip("/")
+    raise UserError(
+        f"tracking.uri={uri}: scheme {scheme} is unknown; use sqlite:///mlflow.db, or http://host:port of an "
+        "`mlflow server`, which can keep its runs in other databases"
+    )
+
+
+def database_file(uri: str) -> Path | None:
+    """Give the file of a resolved SQLite address, None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:") else None
+
+
+def check_database(path: Path) -> None:
+    """Check that a SQLite database can be opened or made at `path`, and write nothing.
+
+    Raises
+    ------
+    UserError
+        If the folder is missing or not writable, or the file is not a writable SQLite database.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"tracking.uri: folder {path.parent} does not exist; make it or choose another")
+    # A database is written together with its log and its lock beside it.
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"tracking.uri: folder {path.parent} is not writable; choose another")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise UserError(f"tracking.uri: {path} is not a file; name the database file, as in sqlite:///mlflow.db")
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise UserError(f"tracking.uri: {path} is not writable; choose another")
+    with open(path, "rb") as file:
+        # SQLite takes an empty file for a new database.
+        if file.read(16) not in (b"", b"SQLite format 3\0"):
+            raise UserError(f"tracking.uri: {path} is not a SQLite database; choose another file")
+
+
+def check_answers(uri: str, timeout_s: float) -> None:
+    """Check that a server answers as an MLflow server does.
+
+    Parameters
+    ----------
+    uri : str
+        A resolved address of a server.
+    timeout_s : float
+        How long to wait, in seconds.
+
+    Raises
+    ------
+    UserError
+        If it does not answer in time, or answers like something else.
+    """
+    remedy = "start it with `mlflow server` or use tracking=sqlite"
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=timeout_s):
+            pass
+    except urllib.error.HTTPError as error:
+        raise UserError(f"tracking.uri={uri} answers HTTP {error.code}, unlike an MLflow server; {remedy}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        why = f"waited {timeout_s:g} s" if isinstance(reason, TimeoutError) else str(reason)
+        raise UserError(f"tracking.uri={uri} does not answer ({why}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def locked(uri: str) -> Iterator[None]:
+    """Hold the store for one process of this host at a time (for a server: of this user).
+
+    Two processes that set up a new store at the same moment would both die of it.
+    """
+    path = database_file(uri)
+    if path is None:
+        name = f"lrp-compress-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
+        lock = Path(tempfile.gettempdir()) / name
+    else:
+        lock = path.with_name(f"{path.name}.lock")
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,111 @@
+"""The result of one run as a table for the terminal: teacher, pruned and student side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from rich import box
+from rich.table import Table
+
+MISSING_CELL = "\N{EN DASH}"
+AGENTS = ("teacher", "pruned", "student")
+
+
+def _return(value: float) -> str:
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:.3f}M"
+    if size >= 1e5:
+        return f"{value / 1e3:.1f}k"
+    return f"{value:,.0f}" if size >= 1e3 else f"{value:.1f}"
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.1f} %"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:,.2f} M" if value >= 1e6 else f"{value / 1e3:,.0f} k"
+
+
+def _kilobytes(value: float) -> str:
+    return f"{value / 1e3:,.0f}" if value >= 1e4 else f"{value / 1e3:,.1f}"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
+
+
+def _factor(value: float) -> str:
+    return f"{value:.2f} x"
+
+
+INTERVAL = "  {confidence:.4g} % interval"
+# label, metric, how it is written; where there are two metrics they are the ends of an interval
+ROWS: tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...] = (
+    ("return mean", ("return_mean",), _return),
+    (INTERVAL, ("return_ci_low", "return_ci_high"), _return),
+    ("return IQM", ("return_iqm",), _return),
+    ("human-normalised", ("return_human_normalised",), _percent),
+    ("action agreement", ("action_agreement",), _percent),
+    ("parameters", ("params",), _count),
+    ("MACs", ("macs",), _millions),
+    ("size, kB", ("size_bytes",), _kilobytes),
+    ("latency p50, ms", ("latency_p50_ms",), _milliseconds),
+    ("latency p99, ms", ("latency_p99_ms",), _milliseconds),
+)
+RATIO_ROWS: tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...] = (
+    ("return kept", ("return_kept",), _percent),
+    ("parameters kept", ("params_kept",), _percent),
+    ("speedup", ("speedup",), _factor),
+    ("  over rounds", ("speedup_low", "speedup_high"), _factor),
+)
+
+
+def result_table(metrics: Mapping[str, float | None], title: str, confidence: float) -> Table:
+    """Lay out a run's result: a row per figure, a column per agent, the ratios to the teacher below a rule.
+
+    Parameters
+    ----------
+    metrics : mapping of str to float or None
+        Final metrics by their tracked names, such as ``teacher/return_mean`` or ``student/speedup``: returns in points,
+        normalised returns, agreement and kept parts as fractions, bytes, milliseconds. Those that are missing, None
+        or nan are shown as a dash, so that an unfinished run can be shown as well.
+    title : str
+        Stands above the table, e.g. the run's name.
+    confidence : float
+        Coverage of the intervals of the mean return, in (0, 1); only a label.
+
+    Returns
+    -------
+    rich.table.Table
+        Fits a terminal of 80 columns.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for agent in AGENTS:
+        table.add_column(agent, justify="right", no_wrap=True)
+    for rows in (ROWS, RATIO_ROWS):
+        for label, names, write in rows:
+            table.add_row(
+                label.format(confidence=100 * confidence), *(_cell(metrics, agent, names, write) for agent in AGENTS)
+            )
+        table.add_section()
+    return table
+
+
+def _cell(
+    metrics: Mapping[str, float | None], agent: str, names: tuple[str, ...], write: Callable[[float], str]
+) -> str:
+    written = []
+    for name in names:
+        value = metrics.get(f"{agent}/{name}")
+        if value is None or math.isnan(value):
+            return MISSING_CELL
+        written.append(write(value))
+    return " to ".join(written)

@@ -1,0 +1,436 @@
+"""Runs recorded in MLflow: one locked set-up, buffered metrics, end states that are true; the only importer of mlflow.
+
+The store is a SQLite database or an MLflow server. A run is found again by the hash of its configuration: the same
+command continues the run that did not finish. MLflow is imported inside functions, so that this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import shlex
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrp_compress.config import TrackingConfig
+from lrp_compress.errors import UserError
+from lrp_compress.processes import git_state, process_start, sigterm_exits
+from lrp_compress.stores import check_answers, check_database, database_file, locked, resolve_uri
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+logger = logging.getLogger(__name__)
+
+# MLflow refuses larger requests and longer parameter values.
+METRICS_PER_REQUEST = 1000
+PARAMS_PER_REQUEST = 100
+PARAM_CHARS = 6000
+ERROR_CHARS = 500
+
+# One request for many metrics is some hundred times cheaper than one each.
+BUFFER_METRICS = 500
+BUFFER_SECONDS = 5.0
+
+LOCAL_UI = "http://127.0.0.1:5000"
+
+
+class Tracker:
+    """Where a run's numbers and files go. This one keeps nothing; it stands in when ``tracking.uri`` is null.
+
+    Attributes
+    ----------
+    run_id : str or None
+        The run's id in the store.
+    address : str or None
+        The run's page in MLflow's user interface (for a SQLite store: once ``mlflow ui`` has been started).
+    """
+
+    run_id: str | None = None
+    address: str | None = None
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record numbers under their names at `step`; buffered for up to 500 values or 5 s until the next call.
+
+        NaN and infinities make no point on a curve: their first occurrence becomes the tag ``not_finite.<name>``.
+        """
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Record parameters, flat names to values, as JSON scalars read (``null``, ``true``, ``0.5``).
+
+        A parameter that the run already has keeps its value. A value over 6000 characters is cut and says so.
+        """
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags; a tag that exists is replaced."""
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or a folder with what is in it, into the run's artifacts, below `folder`."""
+
+    def image(self, image: Path | npt.NDArray[np.uint8], key: str, step: int = 0) -> None:
+        """Show an image at `step` of the series `key`, in the section named after the key's part before the slash.
+
+        Parameters
+        ----------
+        image : Path or array
+            An image file, or uint8 pixels (H,W) or (H,W,3).
+        key : str
+            Letters, digits, ``_ - . /`` and spaces, e.g. ``relevance/teacher``.
+        step : int
+            Position of the image on the slider.
+        """
+
+    def flush(self) -> None:
+        """Write the buffered metrics to the store."""
+
+
+class MlflowTracker(Tracker):
+    """Records one run in an MLflow store.
+
+    Parameters
+    ----------
+    client : MlflowClient
+        Connection to the store.
+    run_id : str
+        An existing run.
+    address : str
+        The run's page in the user interface.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str, address: str) -> None:
+        self.run_id: str = run_id
+        self.address: str = address
+        self._client = client
+        self._buffer: list[Metric] = []
+        self._flushed = time.monotonic()
+        self._not_finite: set[str] = set()
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        from mlflow.entities import Metric
+
+        now = time.time_ns() // 1_000_000
+        for name, value in values.items():
+            number = float(value)
+            if math.isfinite(number):
+                self._buffer.append(Metric(name, number, now, step))
+            elif name not in self._not_finite:
+                self._not_finite.add(name)
+                logger.warning("%s is %s at step %d", name, number, step)
+                self.tags({f"not_finite.{name}": f"{number} at step {step}"})
+        if len(self._buffer) >= BUFFER_METRICS or time.monotonic() - self._flushed > BUFFER_SECONDS:
+            self.flush()
+
+    def params(self, values: Mapping[str, object]) -> None:
+        from mlflow.entities import Param
+
+        known = self._client.get_run(self.run_id).data.params
+        new = [Param(name, _param_text(value)) for name, value in values.items() if name not in known]
+        for first in range(0, len(new), PARAMS_PER_REQUEST):
+            self._client.log_batch(self.run_id, params=new[first : first + PARAMS_PER_REQUEST])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        _set_tags(self._client, self.run_id, values)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self._client.log_artifact(self.run_id, str(path), folder)
+
+    def image(self, image: Path | npt.NDArray[np.uint8], key: str, step: int = 0) -> None:
+        if isinstance(image, Path):
+            import PIL.Image
+
+            with PIL.Image.open(image) as opened:
+                self._client.log_image(self.run_id, opened.convert("RGB"), key=key, step=step, synchronous=True)
+        else:
+            self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+
+    def flush(self) -> None:
+        # What is not written stays in the buffer, so that a call that fails loses nothing.
+        while self._buffer:
+            self._client.log_batch(self.run_id, metrics=self._buffer[:METRICS_PER_REQUEST])
+            del self._buffer[:METRICS_PER_REQUEST]
+        self._flushed = time.monotonic()
+
+
+def check_store(config: TrackingConfig) -> None:
+    """Check before any work that the store can be used; nothing is written.
+
+    Parameters
+    ----------
+    config : TrackingConfig
+        A server has ``timeout_s`` seconds to answer. A null ``uri`` needs no check.
+
+    Raises
+    ------
+    UserError
+        If a server does not answer or refuses; if the database's folder is missing or not writable; if the file is
+        not a SQLite database.
+    """
+    if config.uri is None:
+        return
+    uri = resolve_uri(config.uri)
+    path = database_file(uri)
+    if path is not None:
+        check_database(path)
+        return
+    check_answers(uri, config.timeout_s)
+    # The health page is open to all: a wrong password or a host name that the server does not allow shows only here.
+    with _refusals_in_one_line(uri):
+        _connect(uri).search_experiments(max_results=1)
+
+
+@contextlib.contextmanager
+def open_run(
+    config: TrackingConfig, *, name: str, config_hash: str, tags: Mapping[str, str], params: Mapping[str, object]
+) -> Iterator[Tracker]:
+    """Record what the block does as one run, continuing the run of the same configuration that did not finish.
+
+    The run ends FINISHED when the block ends, FAILED with the tag ``error`` on an exception, KILLED on Ctrl-C,
+    SIGTERM (which raises ``SystemExit(143)`` in the block; a second one ends the process at once) or ``sys.exit``.
+    Runs that this host left RUNNING when their process died are set to KILLED first.
+
+    Parameters
+    ----------
+    config : TrackingConfig
+        The store and the experiment; a null ``uri`` records nothing.
+    name : str
+        The run's name, for a new run.
+    config_hash : str
+        The run's identity, kept as the tag ``config_hash``.
+    tags : mapping
+        Further tags; the state of the code's git repository is added to them.
+    params : mapping
+        The flattened configuration.
+
+    Yields
+    ------
+    Tracker
+        Where to record.
+
+    Raises
+    ------
+    UserError
+        If a process of this host is recording the same configuration now; if MLflow refuses the store.
+    """
+    if config.uri is None:
+        yield Tracker()
+        return
+    uri = resolve_uri(config.uri)
+    identity = {**git_state(), **tags, "config_hash": config_hash, **_owner_tags()}
+    with sigterm_exits():
+        with locked(uri), _refusals_in_one_line(uri):
+            client = _connect(uri)
+            experiment = _ensure_experiment(client, uri, config.experiment)
+            _close_dead(client, experiment)
+            run_id = _claim(client, experiment, name, identity)
+        tracker = MlflowTracker(client, run_id, f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}")
+        try:
+            tracker.params(params)
+            yield tracker
+            tracker.flush()
+        except Exception as error:
+            _end_badly(client, tracker, "FAILED", {"error": f"{type(error).__name__}: {error}"[:ERROR_CHARS]})
+            raise
+        except BaseException:
+            _end_badly(client, tracker, "KILLED", {})
+            raise
+        client.set_terminated(run_id, "FINISHED")
+
+
+def find_finished(config: TrackingConfig, config_hash: str) -> str | None:
+    """Find the newest FINISHED run of a configuration.
+
+    Parameters
+    ----------
+    config : TrackingConfig
+        The store and the experiment; neither is created.
+    config_hash : str
+        The identity given to `open_run`.
+
+    Returns
+    -------
+    str or None
+        The run's id.
+    """
+    with _existing_experiment(config) as found:
+        if found is None:
+            return None
+        client, experiment = found
+        wanted = f"tags.config_hash = '{config_hash}' and attributes.status = 'FINISHED'"
+        runs = client.search_runs([experiment], wanted, max_results=1)
+        return runs[0].info.run_id if runs else None
+
+
+def close_dead_runs(config: TrackingConfig) -> int:
+    """Set to KILLED the experiment's RUNNING runs whose process on this host is gone.
+
+    Returns
+    -------
+    int
+        How many were closed.
+    """
+    with _existing_experiment(config) as found:
+        return 0 if found is None else _close_dead(*found)
+
+
+def training_view(config: TrackingConfig) -> str:
+    """Say where the experiment's runs can be looked at.
+
+    Returns
+    -------
+    str
+        For a SQLite store the command that starts the user interface and, on a second line, the address of the runs;
+        for a server the address; empty if nothing is recorded.
+    """
+    if config.uri is None:
+        return ""
+    uri = resolve_uri(config.uri)
+    with _existing_experiment(config) as found:
+        # The experiment's bare address opens a page for language-model traces.
+        page = f"/#/experiments/{found[1]}/runs?workflowType=machine_learning" if found else ""
+    address = f"{_ui(uri)}{page}"
+    if database_file(uri) is None:
+        return address
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}\n{address}"
+
+
+def _ui(uri: str) -> str:
+    return uri if database_file(uri) is None else LOCAL_UI
+
+
+@contextlib.contextmanager
+def _refusals_in_one_line(uri: str) -> Iterator[None]:
+    _import_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise UserError(f"tracking.uri={uri}: {' '.join(str(error).split())}") from error
+
+
+def _import_mlflow() -> None:
+    """Import MLflow without telemetry, migration logs and printed addresses."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow  # noqa: F401
+
+    for name in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _connect(uri: str) -> MlflowClient:
+    _import_mlflow()
+    from mlflow import MlflowClient
+
+    path = database_file(uri)
+    if path is not None:
+        # With a write-ahead log parallel jobs write about three times as fast; the setting stays in the file.
+        with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
+            database.execute("pragma journal_mode=wal")
+    return MlflowClient(tracking_uri=uri)
+
+
+def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        path = database_file(uri)
+        # MLflow's own choice hangs on the folder of the process that happens to come first.
+        location = (path.parent / "mlartifacts").as_uri() if path else None
+        return str(client.create_experiment(name, artifact_location=location))
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment={name} was deleted; choose another name or run "
+            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` with MLFLOW_TRACKING_URI={uri}"
+        )
+    return str(experiment.experiment_id)
+
+
+@contextlib.contextmanager
+def _existing_experiment(config: TrackingConfig) -> Iterator[tuple[MlflowClient, str] | None]:
+    """Client and experiment id under the store's lock; None if there is no such store or experiment yet."""
+    uri = config.uri and resolve_uri(config.uri)
+    path = database_file(uri) if uri else None
+    if not uri or (path is not None and not path.exists()):
+        yield None
+        return
+    with locked(uri), _refusals_in_one_line(uri):
+        client = _connect(uri)
+        experiment = client.get_experiment_by_name(config.experiment)
+        if experiment is None or experiment.lifecycle_stage != "active":
+            yield None
+        else:
+            yield client, str(experiment.experiment_id)
+
+
+def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str]) -> str:
+    """Continue the newest run of the same configuration that did not finish, else create one; its id."""
+    wanted = f"tags.config_hash = '{identity['config_hash']}' and attributes.status != 'FINISHED'"
+    runs = client.search_runs([experiment], wanted)
+    for run in runs:
+        if run.info.status == "RUNNING":
+            host, pid = run.data.tags.get("host"), run.data.tags.get("pid")
+            if host == identity["host"]:
+                raise UserError(f"run {name} is already running (pid {pid}); wait for it or stop it")
+            logger.warning("run %s is running on %s too, if its process %s still lives", name, host, pid)
+    stopped = [run for run in runs if run.info.status != "RUNNING"]
+    if not stopped:
+        return str(client.create_run(experiment, tags=dict(identity), run_name=name).info.run_id)
+    run_id = str(max(stopped, key=lambda run: run.info.start_time).info.run_id)
+    _set_tags(client, run_id, identity)
+    if "error" in client.get_run(run_id).data.tags:
+        client.delete_tag(run_id, "error")
+    client.update_run(run_id, status="RUNNING")
+    return run_id
+
+
+def _end_badly(client: MlflowClient, tracker: MlflowTracker, status: str, tags: Mapping[str, str]) -> None:
+    """Write what is buffered and the end state; a store that fails now must not hide the error that came first."""
+    try:
+        client.set_terminated(tracker.run_id, status)
+        tracker.tags(tags)
+        tracker.flush()
+    except Exception:
+        logger.warning("run %s could not be recorded as %s", tracker.run_id, status, exc_info=True)
+
+
+def _close_dead(client: MlflowClient, experiment: str) -> int:
+    host = socket.gethostname()
+    dead = [
+        run.info.run_id
+        for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.host = '{host}'")
+        if "process_start" in run.data.tags
+        and process_start(int(run.data.tags["pid"])) != run.data.tags["process_start"]
+    ]
+    for run_id in dead:
+        client.set_terminated(run_id, "KILLED")
+    return len(dead)
+
+
+def _owner_tags() -> dict[str, str]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": str(pid), "process_start": str(process_start(pid))}
+
+
+def _param_text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if len(text) <= PARAM_CHARS:
+        return text
+    note = f"... [cut, {len(text)} characters]"
+    return text[: PARAM_CHARS - len(note)] + note
+
+
+def _set_tags(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(name, str(value)) for name, value in values.items()])

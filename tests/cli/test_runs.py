@@ -1,0 +1,139 @@
+"""Folders, sweeps, exit codes and signals, with a pipeline that ends as the seed says."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrp_compress.cli import sweep_folder
+from tests.cli.commands import Command, environment
+
+FAKE = str(Path(__file__).with_name("fake_pipeline.py"))
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Command:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, FAKE, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+
+    return run
+
+
+def folders(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
+    """Run folder and sweep of each job that the pipeline was given."""
+    return re.findall(r"^run \S+ \S+ (\S+) (\S+)$", done.stdout, flags=re.MULTILINE)
+
+
+def test_same_configuration_same_folder(fake: Command, tmp_path: Path):
+    typed = [
+        ["game=breakout"],
+        ["+game=breakout", "prune.ratio=0.50", "tracking=none", "force=true"],
+        ["game=breakout", "seed=5"],
+    ]
+    done = [fake(*arguments) for arguments in typed]
+    first, same, other = (folders(one)[0] for one in done)
+    assert re.fullmatch(r"outputs/breakout-lrp-r0\.50-s0-[0-9a-f]{8}", first[0])
+    assert first[1] == "None"
+    assert same == first
+    assert other != first
+    assert [one.returncode for one in done] == [0, 0, 0]
+    assert (tmp_path / first[0] / ".hydra" / "config.yaml").is_file()
+
+
+def test_sweep_goes_on_after_a_mistake_and_finds_its_folder_again(fake: Command, tmp_path: Path):
+    done = fake("-m", "game=breakout", "criterion=lrp,random", "prune.ratio=0.3,1.7", "tracking=none")
+    sweep = "breakout-criterion=lrp,random-prune.ratio=0.3,1.7"
+    found = folders(done)
+    assert [name for _, name in found] == [sweep, sweep]
+    assert [Path(folder).parent for folder, _ in found] == [Path("multirun", sweep)] * 2
+    assert [Path(folder).name[:-9] for folder, _ in found] == ["breakout-lrp-r0.30-s0", "breakout-random-r0.30-s0"]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert errors[0].startswith("error: job 1 (")
+    assert "prune.ratio=1.7" in errors[0]
+    assert errors[1].startswith("error: job 3 (")
+    assert errors[2] == "error: 2 of the sweep's jobs failed, see above"
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    again = fake("-m", "prune.ratio=0.3,1.7", "+game=breakout", "force=true", "criterion=lrp,random")
+    assert sorted(folders(again)) == sorted(found)
+
+
+def test_sweep_tells_mistakes_from_failures(fake: Command):
+    done = fake("-m", "game=breakout", "seed=1,2,0")
+    assert len(folders(done)) == 3
+    assert "RuntimeError: out of luck\nerror: job 0 (" in done.stderr
+    assert "error: job 1 (+game=breakout seed=2): a mistake found late\n" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "stderr"),
+    [
+        (["seed=1"], 1, r"Traceback.*\nRuntimeError: out of luck\n"),
+        (["seed=2"], 2, r"error: a mistake found late\n"),
+        (["seed=3"], 130, r"error: interrupted\n"),
+    ],
+)
+def test_how_a_run_ends(fake: Command, arguments: list[str], code: int, stderr: str):
+    done = fake("game=breakout", *arguments)
+    assert re.fullmatch(stderr, done.stderr, flags=re.DOTALL)
+    assert done.returncode == code
+
+
+def test_preflight_comes_before_any_folder(fake: Command, tmp_path: Path):
+    done = fake("game=breakout", "teacher.source=nowhere.safetensors")
+    assert done.stderr == "error: no such file: nowhere.safetensors\n"
+    assert done.returncode == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_ends_the_whole_sweep(fake: Command):
+    done = fake("-m", "game=breakout", "seed=3,0")
+    assert len(folders(done)) == 1
+    assert done.returncode == 130
+
+
+def test_sigterm_closes_what_is_open(tmp_path: Path):
+    command = [sys.executable, FAKE, "game=breakout", "seed=4"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("run ")
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "closed\n"
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["+game=breakout", "prune.ratio=0.3,0.5"], "breakout-prune.ratio=0.3,0.5"),
+        (["prune.ratio=0.3,0.5", "criterion=lrp,random", "game=pong,breakout"],
+         "pong,breakout-criterion=lrp,random-prune.ratio=0.3,0.5"),
+        (["+game=pong", "tracking.uri=http://127.0.0.1:5000", "tracking=none", "force=true", "cache_dir=/x"], "pong"),
+        ([], "sweep"),
+    ],
+)  # fmt: skip
+def test_sweep_folder(overrides: list[str], name: str):
+    assert sweep_folder(overrides) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["teacher.source=a/b"], ["teacher.source=a_b"]),
+        (["prune.layer_ratios={fc:.2},{fc:.3}"], ["prune.layer_ratios={fc:.2},{fc:.4}"]),
+        (["seed=" + ",".join(map(str, range(100)))], ["seed=" + ",".join(map(str, range(101)))]),
+        (["cache=.."], ["cache=..."]),
+    ],
+)
+def test_sweep_folder_is_one_short_safe_name(one: list[str], other: list[str]):
+    names = [sweep_folder(one), sweep_folder(other)]
+    assert names[0] != names[1]
+    for name in names:
+        assert re.fullmatch(r"\w[\w.,=-]{0,95}", name, flags=re.ASCII)

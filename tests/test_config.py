@@ -1,0 +1,195 @@
+"""The schema and conf/ fit together, and every wrong value is refused in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ale_py.roms import get_all_rom_ids
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from lrp_compress.checks import check_config, conf_dir, groups, options, register_schema
+from lrp_compress.config import Config, config_hash, flatten, run_name
+from lrp_compress.errors import UserError
+
+CHOSEN = ["+game=breakout"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _hydra() -> Iterator[None]:
+    register_schema()
+    OmegaConf.register_new_resolver("run_folder", str, replace=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", overrides=list(overrides))
+
+
+def checked(*overrides: str) -> Config:
+    return check_config(composed(*CHOSEN, *overrides))
+
+
+def test_only_the_game_is_missing():
+    assert OmegaConf.missing_keys(composed()) == {"game"}
+    assert isinstance(checked(), Config)
+
+
+def test_no_game_lists_the_games_in_one_line():
+    with pytest.raises(UserError, match="game=breakout") as caught:
+        check_config(composed())
+    assert "seaquest" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group in groups() if group not in ("game", "experiment") for option in options(group)],
+)
+def test_every_option_composes(group: str, option: str):
+    before, after = checked(), checked(f"{group}={option}")
+    unchanged = {key for key in flatten(before) if not key.startswith(f"{group}.")}
+    assert {key: flatten(after)[key] for key in unchanged} == {key: flatten(before)[key] for key in unchanged}
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_every_experiment_composes_and_names_its_command(option: str):
+    assert checked(f"+experiment={option}").game.name == "breakout"
+    text = (conf_dir() / "experiment" / f"{option}.yaml").read_text().splitlines()
+    assert text[0] == "# @package _global_"  # Hydra reads it only there
+    assert text[1].startswith("# python -m lrp_compress ")
+    assert f"experiment={option}" in text[1]
+    assert not any(line.startswith(("game", "  - /game")) for line in text)
+
+
+@pytest.mark.parametrize(("group", "key"), [("criterion", "name"), ("prune", "schedule"), ("distill", "loss")])
+def test_the_files_of_a_registry_are_named_after_its_entries(group: str, key: str):
+    for name in set(options(group)) - {"none"}:
+        assert flatten(checked(f"{group}={name}"))[f"{group}.{key}"] == name
+
+
+def test_every_game_file_has_the_same_four_keys():
+    fields = [field.name for field in dataclasses.fields(checked().game)]
+    for path in (conf_dir() / "game").glob("*.yaml"):
+        values = OmegaConf.load(path)
+        assert list(values) == fields, path
+        assert values.name == path.stem
+        assert (values.random_score is None) == (values.human_score is None)
+
+
+def test_the_games_are_those_ale_plays_alone():
+    assert set(options("game")) == set(get_all_rom_ids()) - {"combat", "joust", "maze_craze", "warlords"}
+
+
+def test_published_scores():
+    # Mnih et al. 2015, extended data table 2; Wang et al. 2016.
+    for game, scores in {"breakout": (1.7, 30.5), "pong": (-20.7, 14.6), "seaquest": (68.4, 42054.7)}.items():
+        config = check_config(composed(f"+game={game}")).game
+        assert (config.random_score, config.human_score) == scores
+    assert sum(OmegaConf.load(path).human_score is not None for path in (conf_dir() / "game").glob("*.yaml")) == 57
+
+
+def test_every_value_has_a_comment():
+    for path in conf_dir().rglob("*.yaml"):
+        if path.parent.name in ("game", "experiment"):
+            continue
+        text = path.read_text().partition("\nhydra:")[0]
+        for line in text.splitlines():
+            if ": " in line and not line.startswith(("defaults:", "  - ", "#")):
+                assert " # " in line, f"{path}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("prune.ratio=1", "prune.ratio=1.0 is not allowed; it must be in [0, 1)"),
+        ("prune.ratio=-0.1", "prune.ratio=-0.1 is not allowed"),
+        ("prune.ratio=nan", "prune.ratio=nan is not allowed"),
+        ("distill.learning_rate=nan", "distill.learning_rate=nan is not allowed; it must be above 0"),
+        ("++prune.layer_ratios.fc=1.2", "prune.layer_ratios.fc=1.2 is not allowed; it must be in [0, 1)"),
+        ("distill.temperature=0", "distill.temperature=0.0 is not allowed; it must be above 0"),
+        ("evaluate.episodes=1", "evaluate.episodes=1 is not allowed; it must be at least 2"),
+        ("evaluate.confidence=1", "evaluate.confidence=1.0 is not allowed; it must be in (0, 1)"),
+        ("seed=-1", "seed=-1 is not allowed"),
+        ("seed=2147483648", "seed=2147483648 is not allowed"),
+        ("prune.scope=globl", "prune.scope=globl is unknown (did you mean global?); choose from: global, layer"),
+        ("protocol=Noop", "did you mean noop?"),
+        ("prune.ratio=???", "prune.ratio has no value"),
+        ("cache_dir=", "cache_dir is empty"),
+        ("+prune.extra=1", "there is no setting prune.extra"),
+        ("+prune.rato=1", "did you mean prune.ratio?"),
+        ("+ration=1", "did you mean prune.ratio?"),
+        ("prune.ratio=${nothing}", "prune.ratio: Interpolation key 'nothing' not found"),
+        ("prune.steps=4", "prune.schedule=one_shot does not go with prune.steps=4"),
+        ("prune.schedule=cubic", "prune.schedule=cubic does not go with prune.steps=1"),
+        ("criterion.states=5000", "criterion.states=5000 is more than rollouts.states=4096"),
+        ("distill.batch_size=200000", "distill.batch_size=200000 is more than distill.replay_states=100000"),
+        ("~prune", "prune has no value"),
+    ],
+)
+def test_wrong_value_is_refused_in_one_line(override: str, message: str):
+    with pytest.raises(UserError) as caught:
+        checked(override)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["prune.ratio=0", "prune.ratio=0.999", "distill.temperature=null", "distill.samples=0", "prune=cubic"]
+)
+def test_edges_are_allowed(override: str):
+    checked(override)
+
+
+def test_an_untyped_configuration_is_checked_for_types_too():
+    values = OmegaConf.to_container(composed(*CHOSEN), resolve=True)
+    assert check_config(OmegaConf.create(values)) == checked()
+    values["prune"]["ratio"] = "half"
+    with pytest.raises(UserError, match=r"ratio: Value 'half' of type 'str' could not be converted to Float"):
+        check_config(OmegaConf.create(values))
+
+
+def test_hash_is_the_runs_identity():
+    same = [
+        [],
+        ["tracking=none"],
+        ["tracking.experiment=mine"],
+        ["cache_dir=elsewhere"],
+        ["force=true"],
+        ["prune.ratio=0.50"],
+        ["seed=0"],
+    ]
+    assert len({config_hash(checked(*overrides)) for overrides in same}) == 1
+    other = [
+        [],
+        ["seed=1"],
+        ["prune.ratio=0.51"],
+        ["criterion=random"],
+        ["++prune.layer_ratios.fc=0.5"],
+        ["protocol=sticky"],
+    ]
+    assert len({config_hash(checked(*overrides)) for overrides in other}) == len(other)
+    assert len(config_hash(checked())) == 8
+
+
+def test_hash_changes_with_the_version(monkeypatch: pytest.MonkeyPatch):
+    before = config_hash(checked())
+    monkeypatch.setattr("lrp_compress.config.__version__", "99.0")
+    assert config_hash(checked()) != before
+
+
+def test_names():
+    assert run_name(checked("seed=3", "prune.ratio=0.255")) == "breakout-lrp-r0.26-s3"
+    flat = flatten(checked("++prune.layer_ratios={fc: 0.8}", "tracking=none"))
+    assert flat["prune.layer_ratios.fc"] == 0.8
+    assert flat["tracking.uri"] is None
+    assert not any(isinstance(value, dict) for value in flat.values())
+
+
+def test_conf_dir_is_absolute():
+    assert conf_dir().is_absolute()
+    assert Path(conf_dir() / "config.yaml").is_file()

@@ -1,0 +1,90 @@
+"""The imports of the package: from the floors below only, and each heavy library in one file alone."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lrp_compress
+
+PACKAGE = Path(lrp_compress.__file__).parent
+# From the ground up; a file imports from files before it on its floor and from the floors below. A folder counts as one
+# entry, within which imports make no circle.
+FLOORS = [
+    ["errors", "registry", "files", "processes", "seeding", "config", "checks"],
+    ["stores", "agents", "tracking"],
+    ["atari", "deployment"],
+    ["compression"],
+    ["figures", "summary", "stages", "pipeline"],
+    [],
+    ["cli", "__main__"],
+]
+ONLY_IMPORTER = {
+    "ale_py": "atari.envs",
+    "mlflow": "tracking",
+    "torch_pruning": "compression.pruning",
+    "zennit": "compression.attribution",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Modules of the package by dotted name below it; ``__init__`` files are only docstrings or the version."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of the modules a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def own(path: Path) -> set[str]:
+    known = modules()
+    return {name for full in imports(path) if (name := full.removeprefix("lrp_compress.")) in known and name != full}
+
+
+def place(module: str) -> tuple[int, int]:
+    entry = module.split(".")[0]
+    for floor, entries in enumerate(FLOORS):
+        if entry in entries:
+            return floor, entries.index(entry)
+    raise AssertionError(f"{module} stands on no floor; give it one in FLOORS")
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_imports_come_from_below(module: str):
+    for imported in own(modules()[module]):
+        assert place(imported) <= place(module), f"{module} imports {imported}, which stands above it"
+
+
+def test_imports_make_no_circle():
+    graphlib.TopologicalSorter({module: own(path) for module, path in modules().items()}).prepare()
+
+
+def test_heavy_libraries_have_one_importer():
+    for module, path in modules().items():
+        for library in {name.split(".")[0] for name in imports(path)} & set(ONLY_IMPORTER):
+            assert module == ONLY_IMPORTER[library], f"{module} imports {library}"
+
+
+def test_packages_are_empty():
+    for path in PACKAGE.rglob("__init__.py"):
+        assert not imports(path), path
+
+
+def test_the_command_line_starts_without_heavy_libraries():
+    code = "import sys, lrp_compress.cli; print(*{'torch', 'mlflow', 'zennit', 'ale_py', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -1,0 +1,73 @@
+"""Which processes live, how SIGTERM ends one, which commit runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lrp_compress
+from lrp_compress.processes import process_start, sigterm_exits
+
+REPOSITORY = Path(lrp_compress.__file__).parent.parent
+
+
+def test_process_start_names_a_living_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        started = process_start(process.pid)
+        assert started is not None
+        assert started == process_start(process.pid)
+        assert started != process_start(os.getpid())
+    assert process_start(process.pid) is None
+
+
+def test_first_sigterm_exits_and_the_second_does_what_it_did_before() -> None:
+    got: list[int] = []
+    outer = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        with pytest.raises(SystemExit) as caught, sigterm_exits():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+        assert caught.value.code == 143
+        assert got == [signal.SIGTERM]
+        with sigterm_exits():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        assert len(got) == 2
+    finally:
+        signal.signal(signal.SIGTERM, outer)
+
+
+def test_git_state_is_that_of_the_package(tmp_path: Path) -> None:
+    package = tmp_path / "lrp_compress"
+    shutil.copytree(REPOSITORY / "lrp_compress", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / ".gitignore").write_text("__pycache__\n")
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    def state() -> str:
+        code = "from lrp_compress.processes import git_state; print(git_state())"
+        return subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    git("init")
+    git("commit", "--allow-empty", "-m", "before the package")
+    assert state() == "{}"
+    git("add", ".")
+    git("commit", "-m", "the package")
+    sha = git("rev-parse", "HEAD")
+    assert state() == str({"git_sha": sha, "git_dirty": "false"})
+    (package / "errors.py").write_text((package / "errors.py").read_text() + "\n")
+    assert state() == str({"git_sha": sha, "git_dirty": "true"})

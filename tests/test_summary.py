@@ -1,0 +1,110 @@
+"""The table of a run's result, as it is printed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+import pytest
+from rich.console import Console
+
+from lrp_compress.summary import result_table
+
+DASH = "\N{EN DASH}"
+METRICS: dict[str, float | None] = {
+    "teacher/return_mean": 401.234,
+    "teacher/return_ci_low": 389.91,
+    "teacher/return_ci_high": 412.25,
+    "teacher/return_iqm": 405.5,
+    "teacher/return_human_normalised": 13.877,
+    "teacher/params": 1_687_206,
+    "teacher/macs": 9_346_048,
+    "teacher/size_bytes": 6_749_424,
+    "teacher/latency_p50_ms": 0.3241,
+    "teacher/latency_p99_ms": 12.345,
+    "pruned/return_mean": -20.96,
+    "pruned/action_agreement": 0.4312,
+    "student/return_mean": 15_280.6,
+    "student/return_ci_low": 14_900.2,
+    "student/return_ci_high": 15_700.7,
+    "student/action_agreement": 0.9051,
+    "student/params": 57_070,
+    "student/macs": 492_032,
+    "student/size_bytes": 9_876,
+    "student/return_kept": 0.98765,
+    "student/params_kept": 0.0338,
+    "student/speedup": 1.8361,
+    "student/speedup_low": 1.7,
+    "student/speedup_high": 1.955,
+}
+
+
+def printed(metrics: Mapping[str, float | None]) -> list[str]:
+    console = Console(width=80, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(result_table(metrics, "breakout-lrp-r0.50-s0", 0.95))
+    return capture.get().splitlines()
+
+
+def cells(metrics: Mapping[str, float | None], label: str) -> list[str]:
+    rows = [re.split(r"\s{2,}", line.strip()) for line in printed(metrics)]
+    (row,) = [row[1:] for row in rows if row[0] == label]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("return mean", ["401.2", "-21.0", "15,281"]),
+        ("95 % interval", ["389.9 to 412.2", DASH, "14,900 to 15,701"]),
+        ("return IQM", ["405.5", DASH, DASH]),
+        ("human-normalised", ["1387.7 %", DASH, DASH]),
+        ("action agreement", [DASH, "43.1 %", "90.5 %"]),
+        ("parameters", ["1,687,206", DASH, "57,070"]),
+        ("MACs", ["9.35 M", DASH, "492 k"]),
+        ("size, kB", ["6,749", DASH, "9.9"]),
+        ("latency p50, ms", ["0.324", DASH, DASH]),
+        ("latency p99, ms", ["12.3", DASH, DASH]),
+        ("return kept", [DASH, DASH, "98.8 %"]),
+        ("parameters kept", [DASH, DASH, "3.4 %"]),
+        ("speedup", [DASH, DASH, "1.84 x"]),
+        ("over rounds", [DASH, DASH, "1.70 x to 1.96 x"]),
+    ],
+)
+def test_figures_are_written_for_people(label: str, expected: list[str]) -> None:
+    assert cells(METRICS, label) == expected
+
+
+def test_the_interval_is_named_by_its_confidence() -> None:
+    labels = result_table(METRICS, "run", 0.9).columns[0].cells
+    assert "  90 % interval" in list(labels)
+
+
+def test_a_stored_result_prints_the_same_again() -> None:
+    assert printed(json.loads(json.dumps(METRICS))) == printed(METRICS)
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_values_that_say_nothing_are_shown_as_missing(value: float | None) -> None:
+    assert cells({"teacher/return_human_normalised": value}, "human-normalised") == [DASH, DASH, DASH]
+
+
+def test_nothing_measured_yet() -> None:
+    lines = printed({})
+    assert "breakout-lrp-r0.50-s0" in lines[0]
+    assert sum(line.count(DASH) for line in lines) == 14 * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "interval"),
+    [(-98_765.4, "-98,765 to -98,765"), (123_456.7, "123.5k to 123.5k"), (1_234_567.8, "1.235M to 1.235M")],
+)
+def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None:
+    agents = ("teacher", "pruned", "student")
+    large = {f"{agent}/{name.split('/')[1]}": value for agent in agents for name in METRICS}
+    large |= {f"{agent}/{end}": 12.345 for agent in agents for end in ("speedup_low", "speedup_high")}
+    lines = printed(large)
+    assert max(len(line) for line in lines) <= 80
+    assert not any("…" in line for line in lines)
+    assert cells(large, "95 % interval") == [interval] * 3

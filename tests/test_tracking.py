@@ -1,0 +1,471 @@
+"""Runs in real MLflow stores: end states, resuming, parallel set-up, refused stores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+import lrp_compress
+from lrp_compress import tracking
+from lrp_compress.config import TrackingConfig
+from lrp_compress.errors import UserError
+from lrp_compress.processes import process_start
+
+REPOSITORY = Path(lrp_compress.__file__).parent.parent
+
+# What a process of its own runs: open the run, buffer a metric, say so, and do what the last argument says.
+CHILD = """
+import sys, time
+from lrp_compress import tracking
+from lrp_compress.config import TrackingConfig
+
+uri, config_hash, action = sys.argv[1:]
+if action == "gate":
+    import mlflow
+    print("ready", flush=True)
+    sys.stdin.readline()
+config = TrackingConfig(uri=uri, experiment="test", timeout_s=5)
+with tracking.open_run(config, name="child", config_hash=config_hash, tags={}, params={"a": 1}) as tracker:
+    tracker.metrics({"loss": 0.5}, step=7)
+    if action == "flush":
+        tracker.flush()
+    print(tracker.run_id, flush=True)
+    if action != "gate":
+        time.sleep(60)
+"""
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables, to be copied: making them takes seconds."""
+    folder = tmp_path_factory.mktemp("template")
+    config = TrackingConfig(uri=f"sqlite:///{folder}/new.db", experiment="template", timeout_s=5)
+    with tracking.open_run(config, name="first", config_hash="0", tags={}, params={}):
+        pass
+    with contextlib.closing(sqlite3.connect(folder / "new.db")) as database:
+        database.execute(f"vacuum into '{folder}/template.db'")
+    return folder / "template.db"
+
+
+@pytest.fixture
+def config(template: Path, tmp_path: Path) -> TrackingConfig:
+    shutil.copy(template, tmp_path / "mlflow.db")
+    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
+
+
+def client_of(config: TrackingConfig) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=config.uri)
+
+
+def get(config: TrackingConfig, run_id: str | None) -> Any:
+    return client_of(config).get_run(run_id)
+
+
+def open_run(config: TrackingConfig, config_hash: str = "abc", **more: Any) -> Any:
+    return tracking.open_run(
+        config, name="pong-lrp-r0.50-s0", config_hash=config_hash, **({"tags": {}, "params": {}} | more)
+    )
+
+
+@contextlib.contextmanager
+def child(uri: str, config_hash: str, action: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, uri, config_hash, action],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+# --- the check before the work ---------------------------------------------------------------------------------------
+
+
+def test_check_of_a_database_writes_nothing(tmp_path: Path, config: TrackingConfig) -> None:
+    tracking.check_store(TrackingConfig(uri=f"sqlite:///{tmp_path}/new.db", experiment="test", timeout_s=5))
+    tracking.check_store(config)
+    tracking.check_store(TrackingConfig(uri=None, experiment="test", timeout_s=5))
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_check_refuses_what_cannot_be_used(tmp_path: Path) -> None:
+    for uri in (f"sqlite:///{tmp_path}/missing/mlflow.db", "http://127.0.0.1:9", "./mlruns"):
+        with pytest.raises(UserError, match="tracking.uri"):
+            tracking.check_store(TrackingConfig(uri=uri, experiment="test", timeout_s=2))
+
+
+# --- what a run holds ------------------------------------------------------------------------------------------------
+
+
+def test_finished_run_holds_everything(config: TrackingConfig, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "maps" / "conv1").mkdir(parents=True)
+    (tmp_path / "maps" / "conv1" / "map.txt").write_text("x")
+    PIL.Image.new("P", (8, 8)).save(tmp_path / "map.png")
+    with open_run(config, tags={"game": "pong"}, params={"prune.ratio": 0.5, "teacher.card": None}) as tracker:
+        tracker.metrics({"student/return_mean": 20.5})
+        tracker.artifact(tmp_path / "plan.json", "plan")
+        tracker.artifact(tmp_path / "maps")
+        tracker.image(tmp_path / "map.png", "relevance/student")
+        tracker.image(np.zeros((84, 84, 3), np.uint8), "relevance/teacher", step=2)
+        assert get(config, tracker.run_id).info.status == "RUNNING"
+    run = get(config, tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "pong-lrp-r0.50-s0"
+    assert run.data.params == {"prune.ratio": "0.5", "teacher.card": "null"}
+    assert run.data.metrics == {"student/return_mean": 20.5}
+    assert run.data.tags.items() >= {"game": "pong", "config_hash": "abc", "host": socket.gethostname()}.items()
+    # MLflow shows the image panel only with this tag.
+    assert run.data.tags["mlflow.loggedImages"] == "True"
+    folder = tmp_path / "mlartifacts" / tracker.run_id / "artifacts"
+    assert run.info.artifact_uri == folder.as_uri()
+    assert (folder / "plan" / "plan.json").read_text() == "{}"
+    assert (folder / "maps" / "conv1" / "map.txt").read_text() == "x"
+    series = [path.name.split("+")[:3] for path in (folder / "images").glob("*.png")]
+    assert sorted(series) == [["relevance~student", "step", "0"], ["relevance~teacher", "step", "2"]]
+    assert tracker.address == f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{tracker.run_id}"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_store_has_a_write_ahead_log(config: TrackingConfig, tmp_path: Path) -> None:
+    with open_run(config):
+        pass
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        assert database.execute("pragma journal_mode").fetchone() == ("wal",)
+
+
+def test_finished_run_is_found_by_its_hash(config: TrackingConfig, tmp_path: Path) -> None:
+    assert tracking.find_finished(config, "abc") is None
+    with open_run(config) as first:
+        assert tracking.find_finished(config, "abc") is None
+    assert tracking.find_finished(config, "abc") == first.run_id
+    assert tracking.find_finished(config, "abd") is None
+    with open_run(config) as again:
+        pass
+    assert again.run_id != first.run_id
+    assert tracking.find_finished(config, "abc") == again.run_id
+    absent = TrackingConfig(uri=f"sqlite:///{tmp_path}/absent.db", experiment="test", timeout_s=5)
+    assert tracking.find_finished(absent, "abc") is None
+    assert tracking.close_dead_runs(absent) == 0
+    assert not (tmp_path / "absent.db").exists()
+
+
+def test_many_and_long_values(config: TrackingConfig) -> None:
+    params = {f"p{index}": index for index in range(250)} | {"long": "x" * 7000}
+    with open_run(config, params=params) as tracker:
+        tracker.metrics({f"m{index}": index for index in range(2300)})
+    run = get(config, tracker.run_id)
+    assert len(run.data.params) == 251
+    assert len(run.data.params["long"]) == 6000
+    assert run.data.params["long"].endswith("x... [cut, 7000 characters]")
+    assert len(run.data.metrics) == 2300
+
+
+def test_metrics_that_are_not_finite_become_tags(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with open_run(config) as tracker:
+        for step, value in enumerate([1.0, float("nan"), float("inf"), 2.0]):
+            tracker.metrics({"distill/loss": value}, step)
+    run = get(config, tracker.run_id)
+    history = client_of(config).get_metric_history(tracker.run_id, "distill/loss")
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (3, 2.0)]
+    assert run.data.tags["not_finite.distill/loss"] == "nan at step 1"
+    assert "distill/loss is nan at step 1" in caplog.text
+
+
+def test_buffer_is_written_when_full_or_old(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_run(config) as tracker:
+        for step in range(tracking.BUFFER_METRICS - 1):
+            tracker.metrics({"loss": step}, step)
+        assert get(config, tracker.run_id).data.metrics == {}
+        tracker.metrics({"loss": 1e3}, tracking.BUFFER_METRICS)
+        assert get(config, tracker.run_id).data.metrics == {"loss": 1e3}
+        monkeypatch.setattr(tracking, "BUFFER_SECONDS", 0.01)
+        time.sleep(0.02)
+        tracker.metrics({"loss": 2e3}, tracking.BUFFER_METRICS + 1)
+        assert get(config, tracker.run_id).data.metrics == {"loss": 2e3}
+
+
+def test_null_store_keeps_nothing_and_costs_nothing(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from pathlib import Path\n"
+        "from lrp_compress import tracking\n"
+        "from lrp_compress.config import TrackingConfig\n"
+        "config = TrackingConfig(uri=None, experiment='test', timeout_s=5)\n"
+        "with tracking.open_run(config, name='n', config_hash='abc', tags={}, params={'a': 1}) as tracker:\n"
+        "    tracker.metrics({'loss': 1.0})\n"
+        "    tracker.params({'b': 1})\n"
+        "    tracker.tags({'c': 'd'})\n"
+        "    tracker.artifact(Path('absent'))\n"
+        "    tracker.image(Path('absent'), 'relevance/teacher')\n"
+        "    tracker.flush()\n"
+        "assert tracker.run_id is None and tracker.address is None\n"
+        "assert tracking.find_finished(config, 'abc') is None\n"
+        "assert tracking.training_view(config) == ''\n"
+        "assert 'mlflow' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- how a run ends and goes on --------------------------------------------------------------------------------------
+
+
+def test_failed_run_is_continued(config: TrackingConfig) -> None:
+    with (
+        pytest.raises(ZeroDivisionError),
+        open_run(config, params={"a": 1, "cache_dir": "one"}) as failed,
+    ):
+        failed.metrics({"loss": 0.5}, step=1)
+        raise ZeroDivisionError("no channels left")
+    run = get(config, failed.run_id)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["error"] == "ZeroDivisionError: no channels left"
+    assert run.data.metrics == {"loss": 0.5}
+
+    with open_run(config, tags={"sweep": "s1"}, params={"a": 1, "cache_dir": "two", "b": 2}) as continued:
+        assert continued.run_id == failed.run_id
+        run = get(config, continued.run_id)
+        assert run.info.status == "RUNNING"
+        assert "error" not in run.data.tags
+        continued.metrics({"loss": 0.25}, step=2)
+    run = get(config, continued.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"a": "1", "cache_dir": "one", "b": "2"}
+    assert run.data.tags["sweep"] == "s1"
+    history = client_of(config).get_metric_history(continued.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.25)]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_interrupted_run_is_killed(config: TrackingConfig, error: type[BaseException]) -> None:
+    with pytest.raises(error), open_run(config) as tracker:
+        tracker.metrics({"loss": 0.5})
+        raise error
+    run = get(config, tracker.run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics == {"loss": 0.5}
+
+
+def test_store_that_fails_does_not_hide_the_error(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError), open_run(config) as tracker:
+        tracker.metrics({"loss": 0.5})
+        client_of(config).delete_run(tracker.run_id)
+        raise ZeroDivisionError
+    assert f"run {tracker.run_id} could not be recorded as FAILED" in caplog.text
+
+
+def test_sigterm_ends_a_run_as_killed(config: TrackingConfig) -> None:
+    assert config.uri is not None
+    with child(config.uri, "abc", "sleep") as process:
+        run_id = line(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+    run = get(config, run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.metrics == {"loss": 0.5}
+
+
+def test_run_of_a_dead_process_is_closed_and_continued(config: TrackingConfig) -> None:
+    assert config.uri is not None
+    with child(config.uri, "abc", "flush") as process:
+        run_id = line(process)
+        with pytest.raises(UserError, match=rf"is already running \(pid {process.pid}\)"), open_run(config):
+            pass
+        assert tracking.close_dead_runs(config) == 0
+        process.kill()
+        # Not waited for: its entry in the process table stays, as under a parent that never asks.
+        deadline = time.monotonic() + 10
+        while process_start(process.pid) is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert get(config, run_id).info.status == "RUNNING"
+        with open_run(config, "another"):
+            assert get(config, run_id).info.status == "KILLED"
+        with open_run(config) as continued:
+            assert continued.run_id == run_id
+    run = get(config, run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss": 0.5}
+    assert run.data.tags["pid"] == str(os.getpid())
+
+
+def test_pid_used_again_does_not_keep_a_run_alive(config: TrackingConfig) -> None:
+    with open_run(config) as tracker:
+        tracker.tags({"process_start": "1"})
+        assert tracking.close_dead_runs(config) == 1
+        assert get(config, tracker.run_id).info.status == "KILLED"
+
+
+def test_run_of_another_host_is_left_alone(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with open_run(config) as elsewhere:
+        elsewhere.tags({"host": "elsewhere"})
+        with open_run(config) as here:
+            assert here.run_id != elsewhere.run_id
+            assert get(config, elsewhere.run_id).info.status == "RUNNING"
+    assert "is running on elsewhere too" in caplog.text
+
+
+def test_run_in_a_thread(config: TrackingConfig) -> None:
+    """Only the main thread may set a signal handler."""
+    ids: list[str | None] = []
+
+    def work() -> None:
+        with open_run(config) as tracker:
+            ids.append(tracker.run_id)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert get(config, ids[0]).info.status == "FINISHED"
+
+
+def test_deleted_experiment_is_refused(config: TrackingConfig) -> None:
+    with open_run(config):
+        pass
+    client = client_of(config)
+    client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
+    with pytest.raises(UserError, match="experiment=test was deleted.*mlflow experiments restore"), open_run(config):
+        pass
+    assert tracking.find_finished(config, "abc") is None
+
+
+def test_store_of_another_mlflow_is_refused_in_one_line(template: Path, tmp_path: Path) -> None:
+    path = shutil.copy(template, tmp_path / "old.db")
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute("update alembic_version set version_num = 'older'")
+    old = TrackingConfig(uri=f"sqlite:///{path}", experiment="test", timeout_s=5)
+    with pytest.raises(UserError, match="mlflow db upgrade") as caught, open_run(old):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_four_processes_set_up_one_new_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new.db"
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(child(uri, str(index), "gate")) for index in range(4)]
+        assert [line(process) for process in processes] == ["ready"] * 4
+        ends = []
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            _, noise = process.communicate(timeout=60)
+            ends.append((process.returncode, noise))
+    assert ends == [(0, "")] * 4
+    config = TrackingConfig(uri=uri, experiment="test", timeout_s=5)
+    assert len({tracking.find_finished(config, str(index)) for index in range(4)} - {None}) == 4
+
+
+# --- looking at runs -------------------------------------------------------------------------------------------------
+
+
+def test_training_view_of_a_database(config: TrackingConfig) -> None:
+    command = f"mlflow ui --backend-store-uri {config.uri}"
+    assert tracking.training_view(config).splitlines() == [command, "http://127.0.0.1:5000"]
+    with open_run(config) as tracker:
+        pass
+    experiment = get(config, tracker.run_id).info.experiment_id
+    page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    assert tracking.training_view(config).splitlines() == [command, page]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def server(template: Path, tmp_path: Path, free_port: int) -> Iterator[str]:
+    shutil.copy(template, tmp_path / "served.db")
+    arguments = ["--host", "127.0.0.1", "--port", str(free_port), "--workers", "1"]
+    store = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/served.db",
+        "--artifacts-destination",
+        str(tmp_path / "files"),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *arguments, *store],
+        cwd=tmp_path,
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    uri = f"http://127.0.0.1:{free_port}"
+    try:
+        deadline = time.monotonic() + 60
+        while not _answers(uri):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield uri
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _answers(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = TrackingConfig(uri=server, experiment="test", timeout_s=10)
+    tracking.check_store(config)
+    assert client_of(config).get_experiment_by_name("test") is None
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(KeyboardInterrupt), open_run(config, params={"a": 1}) as tracker:
+        tracker.metrics({"loss": 0.5}, step=1)
+        tracker.artifact(tmp_path / "plan.json")
+        raise KeyboardInterrupt
+    assert get(config, tracker.run_id).info.status == "KILLED"
+    with open_run(config, params={"a": 2}) as continued:
+        continued.image(np.zeros((8, 8), np.uint8), "relevance/teacher")
+    assert continued.run_id == tracker.run_id
+    assert tracking.find_finished(config, "abc") == tracker.run_id
+    run = get(config, tracker.run_id)
+    assert (run.data.params, run.data.metrics) == ({"a": "1"}, {"loss": 0.5})
+    files = sorted(path.suffix for path in (tmp_path / "files").rglob(f"{tracker.run_id}/artifacts/**/*.*"))
+    assert files == [".json", ".png", ".webp"]
+    page = f"{server}/#/experiments/{run.info.experiment_id}"
+    assert tracking.training_view(config) == f"{page}/runs?workflowType=machine_learning"
+    assert continued.address == f"{page}/runs/{tracker.run_id}"
+    assert capfd.readouterr() == ("", "")
