@@ -11,11 +11,8 @@ the replay fills, are not counted. Prints samples per second, emulation included
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it
 
 import numpy as np
 import torch

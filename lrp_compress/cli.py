@@ -244,8 +244,6 @@ def run_job(config: Config) -> None:
 def main() -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted, 143 terminated."""
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Emulators and network share the cores: OpenMP threads that spin while they wait would take them from ALE's.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     register_schema()
     OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

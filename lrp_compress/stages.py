@@ -115,7 +115,11 @@ class Stages:
         before = int(sum(config.distill.step_samples for _ in range(1, step)))
 
         def track(progress: Progress) -> None:
-            values = {"distill/loss": progress.loss, "distill/action_agreement": progress.agreement}
+            values = {
+                "distill/loss": progress.loss,
+                "distill/held_out_loss": progress.held_out_loss,
+                "distill/action_agreement": progress.agreement,
+            }
             self._tracker.metrics(values, (before + progress.samples) // config.distill.batch_size)
 
         def make() -> Agent:

@@ -77,7 +77,7 @@ def test_relevance_bars_grey_what_goes(tmp_path):
     whole = picture(relevance_bars(tmp_path / "whole" / "bars.png", SCORES))
     keep = {"conv1": list(range(16)), "fc1": list(range(256, 512))}
     pruned = picture(relevance_bars(tmp_path / "pruned" / "bars.png", SCORES, keep))
-    assert count(whole, grey) < 500
+    assert count(whole, grey) < 1500  # smoothed edges of letters
     assert count(pruned, grey) > 10_000
 
 

@@ -20,7 +20,7 @@ FLOORS = [
     ["stores", "agents", "tracking"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "stages", "pipeline"],
+    ["figures", "summary", "stages", "artifacts", "pipeline"],
     [],
     ["cli", "__main__"],
 ]

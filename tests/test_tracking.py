@@ -119,7 +119,7 @@ def test_check_of_a_database_writes_nothing(tmp_path: Path, config: TrackingConf
 
 def test_check_refuses_what_cannot_be_used(tmp_path: Path) -> None:
     for uri in (f"sqlite:///{tmp_path}/missing/mlflow.db", "http://127.0.0.1:9", "./mlruns"):
-        with pytest.raises(UserError, match="tracking.uri"):
+        with pytest.raises(UserError, match=r"tracking.uri"):
             tracking.check_store(TrackingConfig(uri=uri, experiment="test", timeout_s=2))
 
 
@@ -355,7 +355,7 @@ def test_deleted_experiment_is_refused(config: TrackingConfig) -> None:
         pass
     client = client_of(config)
     client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
-    with pytest.raises(UserError, match="experiment=test was deleted.*mlflow experiments restore"), open_run(config):
+    with pytest.raises(UserError, match=r"experiment=test was deleted.*mlflow experiments restore"), open_run(config):
         pass
     assert tracking.find_finished(config, "abc") is None
 

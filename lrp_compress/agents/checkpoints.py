@@ -119,7 +119,7 @@ def load_agent(path: str | Path) -> Agent:
         raise UserError(f"agent file {path} holds tensors but no lrp_compress metadata; convert the agent first")
     try:
         return _build(json.loads(metadata["lrp_compress"]), tensors)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"agent file {path} does not fit its own metadata: {reason}") from error
 

@@ -59,14 +59,16 @@ def _block_weight(weight: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def batched_outputs(network: PolicyNetwork, observations: Tensor, batch_size: int = 256) -> Tensor:
-    """Compute the outputs for many observations in float32, a batch at a time.
+def batched_outputs(
+    network: PolicyNetwork, observations: Tensor, dtype: torch.dtype = torch.float32, batch_size: int = 256
+) -> Tensor:
+    """Compute the outputs for many observations without gradients, a batch at a time.
 
     Returns
     -------
     Tensor of float32, shape (N, actions)
     """
-    return torch.cat([fast_outputs(network, batch) for batch in torch.split(observations, batch_size)])
+    return torch.cat([fast_outputs(network, batch, dtype) for batch in torch.split(observations, batch_size)])
 
 
 def faster_precision(network: PolicyNetwork, batch_size: int) -> torch.dtype:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +61,21 @@ def choose_actions(outputs: Tensor, rule: ActionRule, rng: np.random.Generator) 
     actions = np.argmax(values, axis=1)
     random = rng.random(len(values)) < rule.epsilon
     return np.where(random, rng.integers(values.shape[1], size=len(values)), actions)
+
+
+@contextlib.contextmanager
+def cores_shared_with_emulators() -> Iterator[None]:
+    """Let the network compute on half the cores inside the block and leave the others to the emulators' threads.
+
+    The threads of one network operation wait for each other busily. Where one of them has to share its core with an
+    emulator, every operation takes a time slice of the scheduler in place of some microseconds.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(threads, (os.cpu_count() or 1) // 2)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()

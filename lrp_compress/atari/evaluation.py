@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
 from lrp_compress.atari.envs import AtariEnvs, Step, envs_for
 from lrp_compress.config import EvaluateConfig, GameConfig
 from lrp_compress.files import read_json, write_json
@@ -140,7 +140,7 @@ def evaluate(
     """
     count = min(config.envs, config.episodes)
     quota = math.ceil(config.episodes / count)
-    with envs_for(agent, count, protocol, seed, max_frames=config.max_frames) as envs:
+    with cores_shared_with_emulators(), envs_for(agent, count, protocol, seed, max_frames=config.max_frames) as envs:
         episodes = _play(agent, envs, quota, config.stall_limit, rule, np.random.default_rng(seed), label)
     returns = np.array([episode.score for episode in episodes])
     low, high = bootstrap_interval(returns, config.confidence, seed)

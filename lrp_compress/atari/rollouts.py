@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
 from lrp_compress.atari.envs import envs_for
 from lrp_compress.config import RolloutsConfig
 from lrp_compress.files import atomic_path
@@ -106,25 +107,33 @@ def collect_rollouts(agent: Agent, config: RolloutsConfig, rule: ActionRule, pro
         Seed of the environments and of the action choice.
     """
     rng = np.random.default_rng(seed)
-    players = [_EnvRecord() for _ in range(config.envs)]
     quota = -(-config.states // config.envs)
-    with envs_for(agent, config.envs, protocol, seed) as envs:
+    players = [_EnvRecord(quota) for _ in range(config.envs)]
+    with (
+        cores_shared_with_emulators(),
+        envs_for(agent, config.envs, protocol, seed) as envs,
+        tqdm(total=quota * config.envs, desc="rollouts", unit="state", leave=False, disable=None) as progress,
+    ):
         step = envs.reset()
-        total = -(-quota * config.every // config.block) * config.block
-        for t in trange(total, desc="rollouts", unit="steps", leave=False, disable=None):
+        for t in itertools.count():
             actions, outputs = act(agent.network, step.observations, rule, rng)
             for row, player in enumerate(players):
                 player.episode += int(step.first[row])
                 wanted = (t // config.block + row) % config.every == 0 and not step.ended[row]
                 player.observe(step.observations[row], outputs[row], wanted, bool(step.first[row]))
+            kept = sum(len(player.starts) for player in players)
+            progress.update(kept - progress.n)
+            if kept == quota * config.envs:
+                break
             step = envs.step(actions)
     return _join(players, config.states, protocol, seed)
 
 
 class _EnvRecord:
-    """What one environment has kept so far."""
+    """What one environment has kept so far, up to its quota of states."""
 
-    def __init__(self) -> None:
+    def __init__(self, quota: int) -> None:
+        self.quota = quota
         self.frames: list[NDArray[np.uint8]] = []
         self.starts: list[int] = []
         self.outputs: list[Tensor] = []
@@ -134,6 +143,7 @@ class _EnvRecord:
         self._adjoining = False
 
     def observe(self, stack: NDArray[np.uint8], outputs: Tensor, wanted: bool, first: bool) -> None:
+        wanted = wanted and len(self.starts) < self.quota
         if wanted:
             new = stack[-1:] if self._adjoining and not first else stack
             self.frames.append(new.copy())
@@ -154,7 +164,7 @@ def _join(players: list[_EnvRecord], states: int, protocol: str, seed: int) -> R
         frame_offset += sum(len(part) for part in player.frames)
         episode_offset += player.episode + 1
     # thin out evenly: dropping the surplus at the end would drop the last environment's
-    pick = np.linspace(0, len(starts) - 1, min(states, len(starts))).round().astype(np.int64)
+    pick = np.linspace(0, len(starts) - 1, states).round().astype(np.int64)
     return Rollouts(
         torch.from_numpy(np.concatenate(frames)),
         torch.tensor(starts)[pick],

@@ -30,12 +30,12 @@ class Relevance:
     Attributes
     ----------
     layers : dict of str to Tensor
-        Per hidden layer, in the order of ``network.widths``, the relevance at its output: float32, shape
+        Per hidden layer, in the order of ``network.widths``, the relevance at its output: float64, shape
         (N, channels, h, w) or (N, units). Before and after the ReLU it is the same.
     inputs : Tensor
-        Relevance of the pixels, float32, shape (N, 4, 84, 84), oldest frame first.
+        Relevance of the pixels, float64, shape (N, 4, 84, 84), oldest frame first.
     output : Tensor
-        The relevance put in at the output, summed over the actions: float32, shape (N,).
+        The relevance put in at the output, summed over the actions: float64, shape (N,).
     """
 
     layers: dict[str, Tensor]
@@ -133,7 +133,7 @@ def heat_maps(
     Returns
     -------
     Tensor
-        Relevance of each pixel, summed over the stacked frames: float32, shape (N, 84, 84).
+        Relevance of each pixel, summed over the stacked frames: float64, shape (N, 84, 84).
 
     Raises
     ------
@@ -203,7 +203,8 @@ def _explained(network: PolicyNetwork) -> PolicyNetwork:
         head: Any = copied.head
         head.weight -= head.weight.mean(0)
         head.bias -= head.bias.mean()
-    return copied.eval().requires_grad_(False)
+    # The rules divide by sums near zero; in single precision that shows the batch size and the device in the scores.
+    return copied.double().eval().requires_grad_(False)
 
 
 def _propagate(
@@ -217,7 +218,7 @@ def _propagate(
     # Relevance travels as gradients that the rules rewrite, so they must be on whatever the caller's mode.
     with torch.enable_grad(), rules, traced(network) as hidden:
         scale = 255 if observations.dtype == torch.uint8 else 1
-        pixels = (observations.detach().float() / scale).requires_grad_()
+        pixels = (observations.detach().double() / scale).requires_grad_()
         outputs = network(pixels)
         own = outputs.detach()
         weights = weigh(own if chosen is None else chosen, own)

@@ -85,7 +85,8 @@ def greedy(chosen: Tensor, explained: Tensor) -> Tensor:
 def every_action(chosen: Tensor, explained: Tensor) -> Tensor:
     """Explain the outputs of all actions, each by its magnitude.
 
-    With their signs, the logits of a policy head, which add up to 0, would leave nothing but rounding errors.
+    With their signs, the logits of a policy head, which add up to 0, would leave nothing but rounding errors. Not for
+    dueling heads: where all Q-values have the same sign, the advantages cancel and only the value stream is explained.
     """
     return explained.sign()
 

@@ -226,7 +226,7 @@ def _positions(maps: Tensor) -> Tensor:
 
 
 def _unsigned(layers: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _positions(tensor).double().sum(2).abs() for name, tensor in layers.items()}
+    return {name: _positions(tensor).sum(2).abs() for name, tensor in layers.items()}
 
 
 def _hidden(evidence: Evidence) -> Iterator[dict[str, Tensor]]:

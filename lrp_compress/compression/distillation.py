@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import fast_outputs, faster_precision
+from lrp_compress.agents.inference import batched_outputs, fast_outputs, faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
 from lrp_compress.atari.envs import AtariEnvs, envs_for
 from lrp_compress.compression.losses import LOSSES, default_temperature
 from lrp_compress.compression.replay import FrameReplay
@@ -44,12 +44,15 @@ class Progress:
         States learned from so far, repetitions counted.
     loss : float
         Mean training loss since the last check.
+    held_out_loss : float
+        Mean loss on held-out states, visited by the acting network.
     agreement : float
-        Share of held-out states, visited by the acting player, where student and teacher prefer the same action.
+        Share of the held-out states where student and teacher prefer the same action.
     """
 
     samples: int
     loss: float
+    held_out_loss: float
     agreement: float
 
 
@@ -130,6 +133,7 @@ def distill(
     curve: list[Progress] = []
     start, steps, next_check = time.perf_counter(), 0, samples / CHECKS
     with (
+        cores_shared_with_emulators(),
         envs_for(teacher, config.envs, protocol, stage_seed(seed, "envs")) as envs,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
@@ -239,18 +243,18 @@ class _Learner:
     def check(self, held_out: FrameReplay) -> Progress:
         """Keep the student as the best if it agrees with the teacher at least as often, on the same states."""
         observations, labels = held_out.gather(held_out.stored())
-        agreement = _agreement(self.student, observations, labels, self.dtype)
-        if agreement >= _agreement(self.best, observations, labels, self.dtype):
+        outputs = batched_outputs(self.student, observations, self.dtype)
+        agreement = _agreement(outputs, labels)
+        if agreement >= _agreement(batched_outputs(self.best, observations, self.dtype), labels):
             self.best.load_state_dict(self.student.state_dict())
         loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
-        return Progress(self.samples, loss, agreement)
+        held_out_loss = float(self._loss(outputs, labels, self._temperature))
+        return Progress(self.samples, loss, held_out_loss, agreement)
 
 
-@torch.inference_mode()
-def _agreement(network: PolicyNetwork, observations: Tensor, labels: Tensor, dtype: torch.dtype) -> float:
-    best = torch.cat([fast_outputs(network, batch, dtype).argmax(1) for batch in torch.split(observations, 256)])
-    return (best == labels.argmax(1)).float().mean().item()
+def _agreement(outputs: Tensor, labels: Tensor) -> float:
+    return (outputs.argmax(1) == labels.argmax(1)).float().mean().item()
 
 
 def action_agreement(network: PolicyNetwork, observations: Tensor, outputs: Tensor) -> float:
@@ -264,4 +268,4 @@ def action_agreement(network: PolicyNetwork, observations: Tensor, outputs: Tens
     outputs : Tensor of float32, shape (N, actions)
         The teacher's outputs there.
     """
-    return _agreement(network, observations, outputs, torch.float32)
+    return _agreement(batched_outputs(network, observations), outputs)

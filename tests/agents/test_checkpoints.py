@@ -1,0 +1,228 @@
+"""Agent files: what goes in comes out, and a bad file is one clear line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, load_agent, save_agent
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.errors import UserError
+
+WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
+
+
+def agent(head: str = "q") -> Agent:
+    torch.manual_seed(0)
+    widths = dict(WIDTHS)
+    if head == "dueling":
+        widths = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 5, "advantage_fc1": 7}
+    lineage = {"teacher": "ab" * 32, "ratio": 0.5, "steps": [1, 2], "note": "ä"}
+    kept = {**all_channels(widths), "conv1": [0, 3, 5, 9]}
+    return Agent(PolicyNetwork(widths, head, 6), AgentInfo("pong", "full", True, lineage, kept))
+
+
+@pytest.mark.parametrize("head", ["q", "policy", "dueling"])
+def test_round_trip(tmp_path: Path, head: str):
+    path = tmp_path / "new" / "agent.safetensors"
+    saved = agent(head)
+    save_agent(path, saved)
+    loaded = load_agent(path)
+    assert loaded.info == saved.info
+    network = loaded.network
+    assert (network.widths, network.head_kind, network.actions) == (saved.network.widths, head, 6)
+    assert not network.training
+    for name, tensor in saved.network.state_dict().items():
+        assert torch.equal(network.state_dict()[name], tensor), name
+
+
+def test_half_precision_halves_the_file(tmp_path: Path):
+    saved = agent()
+    save_agent(tmp_path / "single.safetensors", saved)
+    save_agent(tmp_path / "half.safetensors", saved, torch.float16)
+    weights = sum(parameter.numel() for parameter in saved.network.parameters())
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("single", "half")]
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weights, abs=200)
+    loaded = load_agent(tmp_path / "half.safetensors").network
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    for name, tensor in saved.network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+
+
+def test_a_loaded_agent_can_learn(tmp_path: Path):
+    save_agent(tmp_path / "agent.safetensors", agent())
+    network = load_agent(str(tmp_path / "agent.safetensors")).network
+    network(torch.rand(2, 4, 84, 84)).sum().backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 0.1 * parameter.grad
+    again = load_agent(tmp_path / "agent.safetensors").network
+    assert not torch.equal(again.head.bias, network.head.bias)  # the file is not written through
+
+
+def test_loading_leaves_the_file_alone(tmp_path: Path):
+    path = tmp_path / "agent.safetensors"
+    save_agent(path, agent())
+    content = path.read_bytes()
+    load_agent(path)
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_unknown_action_set():
+    with pytest.raises(ValueError, match="action_set 'reduced' is not one of minimal, full"):
+        AgentInfo("pong", "reduced", False, {}, {})
+
+
+def test_all_channels():
+    assert all_channels({"conv1": 3, "fc1": 2}) == {"conv1": [0, 1, 2], "fc1": [0, 1]}
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
+    path = tmp_path / "agent.safetensors"
+    save_agent(path, agent())
+    content = path.read_bytes()
+    broken = dataclasses.replace(agent().info, lineage={"not": {"json"}})
+    with pytest.raises(TypeError):
+        save_agent(path, Agent(agent().network, broken))
+    assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_agent(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_missing_file_and_folder(tmp_path: Path):
+    refused(tmp_path / "none.safetensors", "does not exist")
+    refused(tmp_path, "does not exist")
+
+
+def test_empty_file(tmp_path: Path):
+    (tmp_path / "agent.safetensors").touch()
+    refused(tmp_path / "agent.safetensors", "empty")
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 100, 0.5, -1])
+def test_truncated_file(tmp_path: Path, length: float):
+    path = tmp_path / "agent.safetensors"
+    save_agent(path, agent())
+    content = path.read_bytes()
+    path.write_bytes(content[: int(length * len(content)) if isinstance(length, float) else int(length)])
+    refused(path, "not a whole safetensors file")
+
+
+def test_text_file(tmp_path: Path):
+    path = tmp_path / "agent.safetensors"
+    path.write_text("version https://git-lfs.github.com/spec/v1\n" * 3)
+    refused(path, "not a whole safetensors file")
+
+
+def test_pickles_and_zips_are_not_opened(tmp_path: Path):
+    path, trap = tmp_path / "agent.zip", tmp_path / "sprung"
+    torch.save({"weights": torch.zeros(3), "trap": Trap(trap)}, path)
+    refused(path, "never unpickled")
+    torch.save({"trap": Trap(trap)}, path, _use_new_zipfile_serialization=False)
+    refused(path, "never unpickled")
+    path.write_bytes(pickle.dumps(Trap(trap)))
+    refused(path, "never unpickled")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy.pth", b"weights")
+    refused(path, "never unpickled")
+    assert not trap.exists()
+    pickle.loads(pickle.dumps(Trap(trap)))
+    assert trap.exists()  # the trap does work
+
+
+def test_safetensors_of_someone_else(tmp_path: Path):
+    path = tmp_path / "agent.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    refused(path, "no lrp_compress metadata")
+    save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+    refused(path, "no lrp_compress metadata")
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]) -> None:
+    """Save an agent and tamper with its metadata and tensors; what `change` returns replaces the metadata."""
+    save_agent(path, agent())
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["lrp_compress"])
+    replacement = change(header, tensors)
+    text = json.dumps(header if replacement is None else replacement)
+    save_file(tensors, path, metadata={"lrp_compress": text})
+
+
+def drop(mapping: dict[str, Any], key: str) -> None:
+    del mapping[key]
+
+
+CHANGES: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]] = {
+    "wider": lambda header, _: header["widths"].update(conv2=7),
+    "more actions": lambda header, _: header.update(actions=9),
+    "another head": lambda header, _: header.update(head="dueling"),
+    "unknown head": lambda header, _: header.update(head="value"),
+    "layer missing": lambda header, _: drop(header["widths"], "fc1"),
+    "layer too many": lambda header, _: header["widths"].update(fc2=3),
+    "widths a list": lambda header, _: header.update(widths=[4, 6, 6, 16]),
+    "widths null": lambda header, _: header.update(widths=None),
+    "width a word": lambda header, _: header["widths"].update(conv1="four"),
+    "width zero": lambda header, _: header["widths"].update(conv1=0),
+    "another format": lambda header, _: header.update(format="lrp_compress/99"),
+    "format missing": lambda header, _: drop(header, "format"),
+    "game missing": lambda header, _: drop(header, "game"),
+    "unknown key": lambda header, _: header.update(surprise=1),
+    "unknown action set": lambda header, _: header.update(action_set="reduced"),
+    "tensor missing": lambda _, tensors: drop(tensors, "head.bias"),
+    "tensor too many": lambda _, tensors: tensors.update({"fc2.bias": torch.zeros(3)}),
+    "tensor of another shape": lambda _, tensors: tensors.update({"fc1.bias": torch.zeros(15)}),
+    "metadata a list": lambda *_: ["lrp_compress/1"],
+    "metadata a number": lambda *_: 5,
+    "metadata empty": lambda *_: {},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_metadata_and_tensors_must_fit(tmp_path: Path, change: str):
+    path = tmp_path / "agent.safetensors"
+    rewritten(path, CHANGES[change])
+    refused(path, "does not fit its own metadata")
+
+
+def test_metadata_that_is_no_json(tmp_path: Path):
+    path = tmp_path / "agent.safetensors"
+    save_file({"weight": torch.zeros(3)}, path, metadata={"lrp_compress": "{widths:"})
+    refused(path, "does not fit its own metadata")
+
+
+def test_an_untampered_rewrite_loads(tmp_path: Path):
+    """The refusals above are due to the changes."""
+    rewritten(tmp_path / "agent.safetensors", lambda *_: None)
+    assert load_agent(tmp_path / "agent.safetensors").info == agent().info

@@ -1,0 +1,100 @@
+"""The fast path computes what the network computes, gradients included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lrp_compress.agents.inference import batched_outputs, fast_outputs, faster_precision
+from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
+
+NETWORKS = {
+    "nature": (NATURE_WIDTHS, "q"),
+    "odd": ({"conv1": 3, "conv2": 7, "conv3": 5, "fc1": 13}, "policy"),
+    "single channels": ({"conv1": 1, "conv2": 1, "conv3": 1, "fc1": 1}, "q"),
+    "dueling": ({"conv1": 5, "conv2": 6, "conv3": 9, "value_fc1": 11, "advantage_fc1": 17}, "dueling"),
+    "two dense layers": ({"conv1": 9, "conv2": 6, "conv3": 6, "fc1": 16, "fc2": 3}, "policy"),
+}
+
+
+def built(kind: str) -> PolicyNetwork:
+    torch.manual_seed(0)
+    network = PolicyNetwork(*NETWORKS[kind], actions=5)
+    with torch.no_grad():
+        for name in network.widths:  # living channels, whatever chance says
+            getattr(network, name).bias += 0.1
+    return network
+
+
+def frames(count: int) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_outputs_are_the_networks(kind: str, memory_format: torch.memory_format):
+    network = built(kind).to(memory_format=memory_format)
+    with torch.no_grad():
+        expected = network(frames(5))
+        outputs = fast_outputs(network, frames(5))
+    assert expected.std(0).max() > 1e-4  # the frames do matter
+    assert outputs.dtype == torch.float32
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["nature", "odd", "dueling"])
+def test_gradients_are_the_networks(kind: str):
+    network = built(kind)
+    gradients = []
+    for compute in (network, lambda observations: fast_outputs(network, observations)):
+        network.zero_grad()
+        (compute(frames(4)) * torch.arange(1.0, 6.0)).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("kind", ["nature", "odd"])
+def test_bfloat16_is_close(kind: str):
+    network = built(kind)
+    with torch.no_grad():
+        expected = network(frames(8))
+        outputs = fast_outputs(network, frames(8), torch.bfloat16)
+    assert outputs.dtype == torch.float32
+    assert not torch.equal(outputs, expected)
+    assert (outputs - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_pixels_are_exact_in_bfloat16():
+    """One bright pixel changes the outputs even where it is one grey level: 255 levels stay distinct."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(levels.to(torch.bfloat16).to(torch.uint8), levels)
+    network = PolicyNetwork({"conv1": 1, "conv2": 1, "conv3": 1, "fc1": 1}, "q", 1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0)
+        network.conv1.weight[0, 3, 0, 0] = 255.0  # reads the corner pixel of the newest frame
+        network.conv2.weight[0, 0, 0, 0] = network.conv3.weight[0, 0, 0, 0] = 1
+        network.fc1.weight[0, 0] = network.head.weight[0, 0] = 1
+        observations = torch.zeros(256, 4, 84, 84, dtype=torch.uint8)
+        observations[:, 3, 0, 0] = levels
+        assert fast_outputs(network, observations, torch.bfloat16).flatten().tolist() == list(range(256))
+
+
+def test_batches_add_up():
+    network = built("odd")
+    with torch.no_grad():
+        expected = network(frames(11))
+    for batch_size in (1, 4, 11, 64):
+        torch.testing.assert_close(
+            batched_outputs(network, frames(11), batch_size=batch_size), expected, rtol=0, atol=1e-4
+        )
+
+
+def test_faster_precision_leaves_the_network_as_it_was():
+    network = built("odd")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert faster_precision(network, 8) in (torch.float32, torch.bfloat16)
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())

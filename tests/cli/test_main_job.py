@@ -1,0 +1,211 @@
+"""The whole path on real Breakout with the shipped agent, small: what it leaves, and that no kill changes it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from lrp_compress.agents.checkpoints import load_agent
+from lrp_compress.agents.teachers import teachers_dir
+from lrp_compress.atari.evaluation import load_evaluation
+from tests.cli.commands import environment
+
+SMALL = [
+    "game=breakout",
+    "prune=linear",
+    "prune.steps=2",
+    "rollouts={states: 128, envs: 4, every: 2}",
+    "criterion={states: 32, batch_size: 16}",
+    # a set precision, because a measured one may differ from run to run
+    "distill={samples: 6000, step_samples: 2000, envs: 8, replay_states: 4096, precision: float32}",
+    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1500}",
+    "latency={rounds: 2, decisions: 5, warmup: 2}",
+]
+
+
+def command(*extra: str) -> list[str]:
+    return [sys.executable, "-m", "lrp_compress", *SMALL, *extra]
+
+
+def main_job(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command(*extra), cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (path for path in (folder / "outputs").iterdir() if path.name.startswith("breakout-"))
+    return found
+
+
+def runs(folder: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+def comparable(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics without those that come from a clock."""
+    timed = ("latency", "late_", "speedup", "samples_per_s")
+    return {key: value for key, value in metrics.items() if not any(word in key for word in timed)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return folder, main_job(folder).stdout
+
+
+def test_prints_the_result_and_where_to_look(undisturbed: tuple[Path, str]):
+    folder, printed = undisturbed
+    for line in ("return mean", "95 % interval", "human-normalised", "parameters", "MACs", "size, kB", "latency p50"):
+        assert line in printed
+    assert "return kept" in printed
+    assert str(run_folder(folder) / "student.safetensors") in printed
+    assert "mlflow ui --backend-store-uri sqlite:///" in printed
+    assert "runs?workflowType=machine_learning" in printed
+
+
+def test_student_file_is_the_pruned_teacher(undisturbed: tuple[Path, str]):
+    folder, _ = undisturbed
+    student = load_agent(run_folder(folder) / "student.safetensors")
+    assert student.network.widths == {"conv1": 16, "conv2": 32, "conv3": 32, "fc1": 256}
+    assert {name: len(kept) for name, kept in student.info.kept.items()} == student.network.widths
+    assert student.info.lineage["criterion"] == "lrp"
+    assert student.info.lineage["ratio"] == 0.5
+
+
+def test_distillation_moved_the_student(undisturbed: tuple[Path, str]):
+    step = run_folder(undisturbed[0]) / "stages" / "step-2"
+    pruned, student = (load_agent(step / f"{name}.safetensors").network for name in ("pruned", "student"))
+    assert pruned.widths == student.widths
+    assert not student.conv1.weight.equal(pruned.conv1.weight)
+    curve = json.loads((step / "distillation.json").read_text())["curve"]
+    assert curve[-1]["samples"] >= 6000
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
+    folder, _ = undisturbed
+    (run,) = runs(folder)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "breakout-lrp-r0.50-s0"
+    assert run.data.tags["game"] == "breakout"
+    assert run.data.tags["criterion"] == "lrp"
+    assert len(run.data.tags["config_hash"]) == 8
+    assert run.data.params["prune.ratio"] == "0.5"
+    assert run.data.params["distill.loss"] == "kl"
+    figures = ["return_mean", "return_ci_low", "return_ci_high", "return_human_normalised", "params", "macs"]
+    figures += ["size_bytes", "latency_p50_ms", "latency_p99_ms"]
+    for agent in ("teacher", "pruned", "student"):
+        for figure in figures:
+            assert f"{agent}/{figure}" in run.data.metrics
+    metrics = run.data.metrics
+    assert metrics["student/params_kept"] == pytest.approx(metrics["student/params"] / metrics["teacher/params"])
+    assert {"student/return_kept", "student/speedup", "distill/loss", "prune/ratio_reached"} <= set(metrics)
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "prune/ratio_reached")] == [1, 2]
+    top = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"student.safetensors", "figures", "plan", "evaluation", "images", ".hydra"} <= top
+    images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
+    for key in ("relevance~maps", "relevance~channels", "returns~episodes", "distill~curve"):
+        assert any(key in path for path in images)
+
+
+def test_evaluation_metrics_are_those_of_its_episodes(undisturbed: tuple[Path, str]):
+    run_dir = run_folder(undisturbed[0])
+    evaluation = load_evaluation(run_dir / "stages" / "evaluation-student.json")
+    metrics = json.loads((run_dir / "result.json").read_text())
+    assert metrics["student/return_mean"] == evaluation.returns.mean()
+    assert len(evaluation.episodes) == metrics["student/episodes"] == 2
+
+
+def test_again_is_skipped_and_force_runs_again(undisturbed: tuple[Path, str]):
+    folder, printed = undisturbed
+    start = time.monotonic()
+    again = main_job(folder).stdout
+    assert time.monotonic() - start < 30
+    assert "has finished before" in again
+    table = printed[printed.index("return mean") :]
+    assert table in again
+    assert len(runs(folder)) == 1
+    first = json.loads((run_folder(folder) / "result.json").read_text())
+    assert "has finished before" not in main_job(folder, "force=true").stdout
+    assert [run.info.status for run in runs(folder)] == ["FINISHED"] * 2
+    assert comparable(json.loads((run_folder(folder) / "result.json").read_text())) == comparable(first)
+
+
+def test_another_teacher_under_the_same_name_starts_anew(undisturbed: tuple[Path, str], tmp_path: Path):
+    shipped = load_agent(teachers_dir() / "breakout.safetensors")
+    assert (run_folder(undisturbed[0]) / "identity.json").exists()
+    teacher = tmp_path / "agent.safetensors"
+    teacher.write_bytes((teachers_dir() / "breakout.safetensors").read_bytes())
+    main_job(tmp_path, f"teacher.source={teacher}", "distill=none")
+    first = (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text()
+    shipped.network.conv1.weight.data.mul_(1.5)
+    from lrp_compress.agents.checkpoints import save_agent
+
+    save_agent(teacher, shipped)
+    assert "has finished before" not in main_job(tmp_path, f"teacher.source={teacher}", "distill=none").stdout
+    assert (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text() != first
+
+
+def kill_when(folder: Path, sign: str, delay: float) -> None:
+    """Start the job and kill it with SIGKILL `delay` seconds after a file that matches `sign` has appeared."""
+    with subprocess.Popen(
+        command(), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        limit = time.monotonic() + 120
+        while not list((folder / "outputs").glob(sign)):
+            assert process.poll() is None, f"it ended before {sign} appeared"
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_result(undisturbed: tuple[Path, str], tmp_path: Path):
+    for sign, delay in (
+        ("breakout-*/identity.json", 0.1),  # rollouts
+        ("breakout-*/stages/step-1/scores.json", 0.0),  # pruning
+        ("breakout-*/stages/step-1/pruned.safetensors", 0.5),  # distillation
+        ("breakout-*/stages/step-2/student.safetensors", 0.3),  # evaluation
+    ):
+        kill_when(tmp_path, sign, delay)
+        assert not (run_folder(tmp_path) / "result.json").exists()
+    main_job(tmp_path)
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    results = [json.loads((run_folder(folder) / "result.json").read_text()) for folder in (undisturbed[0], tmp_path)]
+    assert comparable(results[1]) == comparable(results[0])
+    networks = [load_agent(run_folder(folder) / "student.safetensors").network for folder in (undisturbed[0], tmp_path)]
+    for name, tensor in networks[0].state_dict().items():
+        assert tensor.equal(networks[1].state_dict()[name]), name
+    leftovers = [path for path in tmp_path.rglob("*.part*") if path.stat().st_size]
+    assert len(leftovers) <= 4  # one file that a kill cut off each, under its temporary name
+
+
+def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(tmp_path: Path):
+    sweep = ["-m", "prune.ratio=0.3,0.5", "criterion=weight_l1,random", "distill=none"]
+    main_job(tmp_path, *sweep)
+    assert sorted(run.info.run_name for run in runs(tmp_path)) == [
+        "breakout-random-r0.30-s0",
+        "breakout-random-r0.50-s0",
+        "breakout-weight_l1-r0.30-s0",
+        "breakout-weight_l1-r0.50-s0",
+    ]
+    assert len({run.data.tags["sweep"] for run in runs(tmp_path)}) == 1
+    cached = sorted(path.name.split("-")[0] for path in (tmp_path / "outputs" / "cache").iterdir())
+    assert cached == ["evaluation", "rollouts"]
+    again = main_job(tmp_path, *sweep).stdout
+    assert again.count("has finished before") == 4
+    assert len(runs(tmp_path)) == 4

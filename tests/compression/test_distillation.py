@@ -1,0 +1,154 @@
+"""A small student learns from the shipped teacher on real games."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.teachers import load_teacher
+from lrp_compress.atari.acting import ActionRule
+from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
+from lrp_compress.checks import conf_dir
+from lrp_compress.compression.distillation import Distillation, Progress, action_agreement, distill
+from lrp_compress.config import DistillConfig, GameConfig, RolloutsConfig, TeacherConfig
+
+SAMPLE = ActionRule("sample", 0.0)
+WIDTHS = {"conv1": 8, "conv2": 12, "conv3": 12, "fc1": 48}
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Agent:
+    return load_teacher(TeacherConfig("auto", None), GameConfig("breakout", "Breakout", 1.7, 30.5))
+
+
+@pytest.fixture(scope="module")
+def play(teacher: Agent) -> Rollouts:
+    """Play of the teacher that no student learns from."""
+    return collect_rollouts(teacher, RolloutsConfig(512, 4, 8, 3), SAMPLE, "noop", seed=99)
+
+
+def small_student(seed: int = 0) -> PolicyNetwork:
+    torch.manual_seed(seed)
+    return PolicyNetwork(WIDTHS, "policy", 4)
+
+
+def configured(**changes: Any) -> DistillConfig:
+    defaults = OmegaConf.load(Path(conf_dir()) / "distill" / "kl.yaml")
+    small = {"envs": 4, "replay_states": 4096, "batch_size": 64, "passes": 4, "precision": "float32"}
+    return DistillConfig(**{**OmegaConf.to_container(defaults), **small, **changes})  # type: ignore[arg-type]
+
+
+def distilled(
+    student: PolicyNetwork, teacher: Agent, play: Rollouts, samples: int, seed: int = 0, **changes: Any
+) -> tuple[Distillation, list[Progress]]:
+    heard: list[Progress] = []
+    result = distill(student, teacher, play.outputs, configured(**changes), samples, SAMPLE, "noop", seed, heard.append)
+    return result, heard
+
+
+def weights(network: PolicyNetwork) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+def test_a_student_learns(teacher: Agent, play: Rollouts):
+    student = small_student()
+    before = copy.deepcopy(student)
+    observations = play.observations(torch.arange(len(play)))
+    result, heard = distilled(student, teacher, play, 12_000, data="mixed")
+
+    assert heard == result.curve
+    samples = [progress.samples for progress in heard]
+    assert len(samples) >= 5
+    assert samples == sorted(set(samples))
+    assert samples[-1] >= 12_000  # the finished student is compared, too
+    losses = [progress.loss for progress in heard]
+    assert losses[-1] < 0.8 * losses[0]
+
+    agreements = [action_agreement(network, observations, play.outputs) for network in (before, result.network)]
+    assert agreements[1] > agreements[0] + 0.1
+    assert agreements[1] > 0.4
+    assert torch.equal(weights(student), weights(before))
+    assert student.training == before.training
+    assert not result.network.training
+    assert result.network.widths == WIDTHS
+    assert result.temperature == 1
+    assert result.env_steps >= 12_000 / 4
+    assert result.samples_per_s > 0
+
+
+def test_no_samples_leave_the_student_as_it_is(teacher: Agent, play: Rollouts):
+    student = small_student()
+    result, heard = distilled(student, teacher, play, 0)
+    assert torch.equal(weights(result.network), weights(student))
+    assert result.network is not student
+    assert heard == result.curve == []
+    assert result.env_steps == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_both_precisions_learn(teacher: Agent, play: Rollouts, precision: str):
+    result, heard = distilled(small_student(), teacher, play, 3000, precision=precision)
+    assert result.precision == precision
+    assert heard[-1].loss < heard[0].loss
+    assert {parameter.dtype for parameter in result.network.parameters()} == {torch.float32}
+    assert weights(result.network).isfinite().all()
+
+
+def test_auto_chooses_a_precision(teacher: Agent, play: Rollouts):
+    result, _ = distilled(small_student(), teacher, play, 256, precision="auto")
+    assert result.precision in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("data", ["teacher", "student", "mixed"])
+def test_whoever_plays_the_student_learns(teacher: Agent, play: Rollouts, data: str):
+    result, heard = distilled(small_student(), teacher, play, 2000, data=data)
+    assert heard[-1].loss < heard[0].loss
+    assert not torch.equal(weights(result.network), weights(small_student()))
+
+
+def test_the_player_decides_what_is_learned_from(teacher: Agent, play: Rollouts):
+    """The same student, seed and number of samples: only the states differ."""
+    curves = {data: distilled(small_student(), teacher, play, 1000, data=data)[1] for data in ("teacher", "student")}
+    assert curves["teacher"] != curves["student"]
+
+
+@pytest.mark.parametrize("loss", ["mse", "nll", "reverse_kl"])
+def test_every_loss_teaches(teacher: Agent, play: Rollouts, loss: str):
+    _, heard = distilled(small_student(), teacher, play, 2000, loss=loss)
+    assert heard[-1].loss < heard[0].loss
+
+
+def test_the_seed_decides(teacher: Agent, play: Rollouts):
+    def run(seed: int) -> tuple[list[Progress], int, torch.Tensor]:
+        result, heard = distilled(small_student(), teacher, play, 1000, seed)
+        return heard, result.env_steps, weights(result.network)
+
+    one, same, other = run(0), run(0), run(1)
+    assert [progress.samples for progress in one[0]] == [progress.samples for progress in same[0]]
+    assert one[1] == same[1]
+    torch.testing.assert_close(one[2], same[2], rtol=0, atol=1e-4)  # kernels may add in another order
+    assert (one[2] - other[2]).abs().max() > 1e-3
+
+
+def test_a_copy_of_the_teacher_stays_one(teacher: Agent, play: Rollouts):
+    """Nothing is left to learn: the loss is zero from the start, and the best student agrees throughout."""
+    result, heard = distilled(teacher.network, teacher, play, 256, learning_rate=1e-6)
+    assert heard[0].loss < 1e-4
+    assert heard[-1].agreement > 0.99
+    torch.testing.assert_close(weights(result.network), weights(teacher.network), rtol=0, atol=1e-4)
+
+
+def test_action_agreement_by_hand(play: Rollouts):
+    student = small_student().eval()
+    observations = play.observations(torch.arange(64))
+    with torch.no_grad():
+        same = student(observations).argmax(1) == play.outputs[:64].argmax(1)
+    assert action_agreement(student, observations, play.outputs[:64]) == pytest.approx(same.float().mean().item())
+    assert action_agreement(student, observations, -1.0 * play.outputs[:64]) != 1

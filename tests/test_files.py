@@ -1,0 +1,101 @@
+"""Files appear whole or not at all, whatever happens to the writer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lrp_compress.files import atomic_path, file_digest, read_json, stored, value_digest, write_json
+
+
+def test_the_file_appears_when_the_block_ends(tmp_path: Path):
+    path = tmp_path / "new" / "folder" / "value.json"
+    with atomic_path(path) as temporary:
+        temporary.write_text("whole")
+        assert temporary.parent == path.parent  # a rename across file systems would not be atomic
+        assert temporary.suffix == path.suffix
+        assert not path.exists()
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_file_alone(tmp_path: Path):
+    path = tmp_path / "value.txt"
+    path.write_text("old")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_leaves_the_old_file_alone(tmp_path: Path):
+    path = tmp_path / "value.txt"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys, pathlib\n"
+        "from lrp_compress.files import atomic_path\n"
+        "with atomic_path(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half of the n')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    write_json(path, "new")  # what the dead writer has left does not hinder the next one
+    assert read_json(path) == "new"
+
+
+def test_json_round_trip_and_unserialisable_values(tmp_path: Path):
+    path = tmp_path / "value.json"
+    value = {"b": [1, 2.5, None], "a": {"umlaut": "ä"}}
+    write_json(path, value)
+    assert read_json(path) == value
+    with pytest.raises(TypeError):
+        write_json(path, {"set": {1}})
+    assert read_json(path) == value
+
+
+def test_digests(tmp_path: Path):
+    path = tmp_path / "data"
+    path.write_bytes(b"abc" * 100_000)
+    assert file_digest(path) == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    assert value_digest({"a": 1, "b": [2]}) == value_digest({"b": [2], "a": 1})
+    assert value_digest({"a": 1}) != value_digest({"a": 1.5})
+    assert value_digest([1, 2]) != value_digest([2, 1])
+
+
+def test_stored_makes_a_value_once(tmp_path: Path):
+    path = tmp_path / "stage.json"
+    made: list[int] = []
+
+    def make() -> dict[str, int]:
+        made.append(1)
+        return {"answer": 42}
+
+    for _ in range(2):
+        assert stored(path, make, write_json, read_json) == {"answer": 42}
+    assert len(made) == 1
+
+
+def test_a_stage_that_was_cut_off_is_made_again(tmp_path: Path):
+    path = tmp_path / "stage.json"
+
+    def fail() -> None:
+        raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        stored(path, fail, write_json, read_json)
+    assert stored(path, lambda: 7, write_json, read_json) == 7
