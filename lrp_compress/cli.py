@@ -7,6 +7,7 @@ its own way. So the check is a callback that leaves Hydra by an exception it let
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -46,6 +47,8 @@ from lrp_compress.processes import sigterm_exits
 PLUS = {"game=": "+", "experiment=": "+", "prune.layer_ratios": "++"}
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 LONGEST_FOLDER_NAME = 96
+# Folders and disks that cannot be written to are the user's to put right.
+UNWRITABLE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
 
 class Aborted(SystemExit):
@@ -183,6 +186,8 @@ def one_line(error: BaseException) -> str:
         One line.
     """
     text, cause = str(error), error.__cause__
+    if isinstance(error, OSError):
+        return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(unknown_name(group, name, error.options))
@@ -221,7 +226,7 @@ def report(error: BaseException, full: bool, job: str = "") -> int:
     int
         The exit code: 2 for a mistake, 1 otherwise.
     """
-    mistake = isinstance(error, MISTAKES)
+    mistake = isinstance(error, MISTAKES) or (isinstance(error, OSError) and error.errno in UNWRITABLE)
     if full or not mistake:
         traceback.print_exception(error)
     if mistake or job:

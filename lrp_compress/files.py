@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+FULL = os.strerror(errno.ENOSPC)
 
 
 @contextlib.contextmanager
@@ -26,6 +28,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     ------
     Path
         A path with the same suffix, to be written by the caller. It is removed if the block raises.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; also where a library raises an error of its own because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
@@ -34,6 +41,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:
+        if FULL in str(error) and not isinstance(error, OSError):  # libraries wrap the system's error in one of theirs
+            raise OSError(errno.ENOSPC, FULL, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

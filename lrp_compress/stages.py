@@ -157,18 +157,19 @@ class Stages:
         """Play the evaluation episodes; the teacher's are shared by all runs that evaluate it the same way."""
         config = self.config
         seed = stage_seed(config.seed, "evaluate")
-        path = self.folder / f"evaluation-{name}"
-        if name == "teacher":
-            path = self._shared("evaluation", dataclasses.asdict(config.evaluate), seed)
+        path = self.folder / f"evaluation-{name}.json"
+        shared = self._shared("evaluation", dataclasses.asdict(config.evaluate), seed).with_suffix(".json")
         evaluation = stored(
-            path.with_suffix(".json"),
+            shared if name == "teacher" else path,
             lambda: evaluate(
                 agent, config.evaluate, config.game, self._rule, config.protocol, seed, f"evaluate {name}"
             ),
             save_evaluation,
             load_evaluation,
         )
-        self._tracker.artifact(path.with_suffix(".json"), f"evaluation/{name}")
+        if not path.exists():
+            save_evaluation(path, evaluation)
+        self._tracker.artifact(path, "evaluation")
         return evaluation
 
     def measure(self, agents: Mapping[str, Agent], rollouts: Rollouts) -> dict[str, Latency]:

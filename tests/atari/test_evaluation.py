@@ -89,7 +89,7 @@ def returns_by_hand(envs: int, steps: int, protocol: str, seed: int) -> tuple[li
 @pytest.mark.parametrize("protocol", ["noop", "sticky"])
 def test_returns_are_sums_of_rewards(protocol: str):
     evaluation = evaluated(agent(), protocol=protocol)
-    returns, lengths = returns_by_hand(3, 800, protocol, seed=7)
+    returns, lengths = returns_by_hand(3, 700, protocol, seed=7)
     assert min(map(len, returns)) >= 2
     assert evaluation.returns.tolist() == [score for own in returns for score in own[:2]]
     assert [episode.length for episode in evaluation.episodes] == [length for own in lengths for length in own[:2]]
@@ -103,8 +103,8 @@ def test_every_environment_plays_the_same_number_of_games(episodes: int, envs: i
     evaluation = evaluated(agent(), episodes=episodes, envs=envs)
     places = [(episode.env, episode.index) for episode in evaluation.episodes]
     assert places == [(env, index) for env, count in enumerate(played) for index in range(count)]
-    lengths = [episode.length for episode in evaluation.episodes]
-    assert len(set(lengths)) > 1  # games do differ in length, so that first come, first served would have been a choice
+    lengths = {episode.length for episode in evaluation.episodes}
+    assert len(lengths) > 1  # games do differ in length, so that first come, first served would have been a choice
 
 
 def test_the_summary_is_of_the_returns():
@@ -118,8 +118,9 @@ def test_the_summary_is_of_the_returns():
 
 
 def test_the_same_seed_is_the_same_evaluation():
-    assert evaluated(agent()) == evaluated(agent())
-    assert evaluated(agent()) != evaluated(agent(), seed=8)
+    one, same, other = (evaluated(agent(), max_frames=600, seed=seed) for seed in (7, 7, 8))
+    assert one == same
+    assert one.episodes != other.episodes
 
 
 def test_a_frozen_game_is_ended_and_counted():
@@ -227,6 +228,6 @@ def test_return_kept_needs_a_random_score_and_one_protocol():
 
 
 def test_save_and_load(tmp_path: Path):
-    evaluation = evaluated(agent())
+    evaluation = evaluated(agent(), max_frames=80)
     save_evaluation(tmp_path / "new" / "evaluation.json", evaluation)
     assert load_evaluation(tmp_path / "new" / "evaluation.json") == evaluation

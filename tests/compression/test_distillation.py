@@ -31,7 +31,7 @@ def teacher() -> Agent:
 @pytest.fixture(scope="module")
 def play(teacher: Agent) -> Rollouts:
     """Play of the teacher that no student learns from."""
-    return collect_rollouts(teacher, RolloutsConfig(512, 4, 8, 3), SAMPLE, "noop", seed=99)
+    return collect_rollouts(teacher, RolloutsConfig(400, 4, 8, 3), SAMPLE, "noop", seed=99)
 
 
 def small_student(seed: int = 0) -> PolicyNetwork:
@@ -41,7 +41,7 @@ def small_student(seed: int = 0) -> PolicyNetwork:
 
 def configured(**changes: Any) -> DistillConfig:
     defaults = OmegaConf.load(Path(conf_dir()) / "distill" / "kl.yaml")
-    small = {"envs": 4, "replay_states": 4096, "batch_size": 64, "passes": 4, "precision": "float32"}
+    small = {"envs": 4, "replay_states": 4096, "batch_size": 64, "passes": 6, "precision": "float32"}
     return DistillConfig(**{**OmegaConf.to_container(defaults), **small, **changes})  # type: ignore[arg-type]
 
 
@@ -79,7 +79,7 @@ def test_a_student_learns(teacher: Agent, play: Rollouts):
     assert not result.network.training
     assert result.network.widths == WIDTHS
     assert result.temperature == 1
-    assert result.env_steps >= 12_000 / 4
+    assert result.env_steps >= 12_000 / 6
     assert result.samples_per_s > 0
 
 
@@ -94,7 +94,7 @@ def test_no_samples_leave_the_student_as_it_is(teacher: Agent, play: Rollouts):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_both_precisions_learn(teacher: Agent, play: Rollouts, precision: str):
-    result, heard = distilled(small_student(), teacher, play, 3000, precision=precision)
+    result, heard = distilled(small_student(), teacher, play, 1500, precision=precision)
     assert result.precision == precision
     assert heard[-1].loss < heard[0].loss
     assert {parameter.dtype for parameter in result.network.parameters()} == {torch.float32}
@@ -106,28 +106,27 @@ def test_auto_chooses_a_precision(teacher: Agent, play: Rollouts):
     assert result.precision in ("float32", "bfloat16")
 
 
-@pytest.mark.parametrize("data", ["teacher", "student", "mixed"])
-def test_whoever_plays_the_student_learns(teacher: Agent, play: Rollouts, data: str):
-    result, heard = distilled(small_student(), teacher, play, 2000, data=data)
-    assert heard[-1].loss < heard[0].loss
-    assert not torch.equal(weights(result.network), weights(small_student()))
-
-
-def test_the_player_decides_what_is_learned_from(teacher: Agent, play: Rollouts):
+def test_whoever_plays_the_student_learns(teacher: Agent, play: Rollouts):
     """The same student, seed and number of samples: only the states differ."""
-    curves = {data: distilled(small_student(), teacher, play, 1000, data=data)[1] for data in ("teacher", "student")}
-    assert curves["teacher"] != curves["student"]
+    curves = {}
+    for data in ("teacher", "student", "mixed"):
+        result, curves[data] = distilled(small_student(), teacher, play, 1500, data=data)
+        assert curves[data][-1].loss < curves[data][0].loss
+        assert not torch.equal(weights(result.network), weights(small_student()))
+    losses = {data: [progress.loss for progress in curve] for data, curve in curves.items()}
+    assert losses["teacher"] != losses["student"]
+    assert losses["mixed"][-1] not in (losses["teacher"][-1], losses["student"][-1])
 
 
 @pytest.mark.parametrize("loss", ["mse", "nll", "reverse_kl"])
 def test_every_loss_teaches(teacher: Agent, play: Rollouts, loss: str):
-    _, heard = distilled(small_student(), teacher, play, 2000, loss=loss)
+    _, heard = distilled(small_student(), teacher, play, 1500, loss=loss)
     assert heard[-1].loss < heard[0].loss
 
 
 def test_the_seed_decides(teacher: Agent, play: Rollouts):
     def run(seed: int) -> tuple[list[Progress], int, torch.Tensor]:
-        result, heard = distilled(small_student(), teacher, play, 1000, seed)
+        result, heard = distilled(small_student(), teacher, play, 600, seed)
         return heard, result.env_steps, weights(result.network)
 
     one, same, other = run(0), run(0), run(1)
