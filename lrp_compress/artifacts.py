@@ -9,16 +9,20 @@ import torch
 
 from lrp_compress.agents.checkpoints import Agent, save_agent
 from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.envs import envs_for
 from lrp_compress.atari.evaluation import Evaluation
+from lrp_compress.atari.recording import record_play
 from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.config import Config
-from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips
+from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips, side_by_side_video
 from lrp_compress.files import read_json
+from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking import Tracker
 
 MOMENTS = 6  # rows of the relevance maps
+VIDEO_STEPS = 450  # half a minute
 
 
 def publish(
@@ -29,7 +33,7 @@ def publish(
     run_dir: Path,
     tracker: Tracker,
 ) -> None:
-    """Write the student's file and all pictures, and hand them to the tracker.
+    """Write the student's file, all pictures and a video of both agents, and hand them to the tracker.
 
     Parameters
     ----------
@@ -56,6 +60,10 @@ def publish(
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
     if points := distillation_points(run_dir / "stages"):
         tracker.image(learning_curve(figures / "distillation.png", points), "distill/curve")
+    rule = action_rule(config.evaluate.action, agents["teacher"].network.head_kind, config.evaluate.epsilon)
+    seed = stage_seed(config.seed, "video")
+    plays = [record_play(agents[name], rule, config.protocol, seed, VIDEO_STEPS) for name in ("teacher", "student")]
+    side_by_side_video(figures / "teacher-and-student.gif", plays)
     tracker.artifact(figures)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files: relevance maps, channel scores, distillation and returns.
+"""Figures of a run, as PNG files, and a video of play: relevance maps, channel scores, distillation and returns.
 
 Matplotlib's objects are used directly: no pyplot, so no global state and no display.
 """
@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lrp_compress.atari.evaluation import Evaluation
@@ -24,6 +25,8 @@ from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.files import atomic_path
 
 DPI = 150
+VIDEO_ZOOM, VIDEO_MARGIN = 3, 4  # times; pixels of the game
+FRAME_MS = 67  # an agent step: 4 of 60 frames a second
 KEPT, REMOVED, ACCENT = "#2b5c8a", "#c9c9c9", "#c0392b"
 SIGNED = LinearSegmentedColormap.from_list("relevance", ["#1f4fd8", "#ffffff", "#d81f2a"])
 
@@ -225,6 +228,32 @@ def return_strips(path: Path, evaluations: Mapping[str, Evaluation]) -> Path:
     figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     _open(axis)
     return _write(figure, path)
+
+
+def side_by_side_video(path: Path, plays: Sequence[NDArray[np.uint8]]) -> Path:
+    """Write agents' play side by side as an animated GIF, at the speed of the game.
+
+    Parameters
+    ----------
+    path : Path
+        The GIF to write.
+    plays : sequence of ndarray of uint8, each of shape (T, 84, 84)
+        Frames per agent, left to right; one that ends early stands still on its last frame.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    length = max(len(frames) for frames in plays)
+    lined_up = [np.concatenate([frames, frames[-1:].repeat(length - len(frames), axis=0)]) for frames in plays]
+    margin = np.full((length, 84, VIDEO_MARGIN), 255, dtype=np.uint8)
+    columns = [part for frames in lined_up for part in (margin, frames)][1:]
+    large = np.concatenate(columns, axis=2).repeat(VIDEO_ZOOM, axis=1).repeat(VIDEO_ZOOM, axis=2)
+    first, *others = (Image.fromarray(frame) for frame in large)
+    with atomic_path(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
+    return path
 
 
 def _overlay(grey: NDArray[Any], signed: NDArray[Any]) -> NDArray[Any]:

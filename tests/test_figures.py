@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,14 @@ from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.atari.evaluation import Episode, Evaluation
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.criteria import ChannelScores
-from lrp_compress.figures import learning_curve, pick_moments, relevance_bars, relevance_maps, return_strips
+from lrp_compress.figures import (
+    learning_curve,
+    pick_moments,
+    relevance_bars,
+    relevance_maps,
+    return_strips,
+    side_by_side_video,
+)
 
 SCORES = ChannelScores(
     {"conv1": torch.rand(32, generator=torch.Generator().manual_seed(0)) / 16, "fc1": torch.arange(512.0) / 130816},
@@ -109,3 +118,22 @@ def test_moments_are_spread_over_episodes_and_stages():
     assert episodes[moments].tolist() == [0, 2, 4, 6, 8]
     assert [moment % 20 for moment in moments] == [2, 6, 10, 14, 18]
     assert len(set(pick_moments(np.zeros(40, dtype=int), 4))) == 4
+
+
+def test_video_lines_up_plays_of_different_length(tmp_path: Path):
+    plays = [
+        np.full((3, 84, 84), 200, np.uint8),
+        np.arange(2, dtype=np.uint8)[:, None, None].repeat(84, 1).repeat(84, 2),
+    ]
+    with Image.open(side_by_side_video(tmp_path / "play.gif", plays)) as video:
+        assert video.n_frames >= 2  # equal neighbours may be joined
+        assert sum(duration_of(video, i) for i in range(video.n_frames)) == pytest.approx(3 * 67, abs=30)
+        video.seek(video.n_frames - 1)
+        last = np.asarray(video.convert("L"))
+    assert last[100, 100] == 200
+    assert last[100, (84 + 4 + 40) * 3] == 1
+
+
+def duration_of(video: Image.Image, frame: int) -> int:
+    video.seek(frame)
+    return int(video.info["duration"])

@@ -110,7 +110,7 @@ def distill(
     samples : int
         States to learn from, repetitions counted; 0 returns a copy of the student.
     rule : ActionRule
-        How the acting network chooses actions; ``config.epsilon`` is added.
+        How the acting network chooses actions; where they are greedy, ``config.epsilon`` of them are random.
     protocol : str
         Name of the protocol played under.
     seed : int
@@ -126,7 +126,8 @@ def distill(
         return Distillation(copy.deepcopy(student), [], 1.0, "float32", 0, 0.0)
     student = copy.deepcopy(student).train()
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    dtype = PRECISIONS.get(config.precision) or faster_precision(student, config.batch_size)
+    with cores_shared_with_emulators():
+        dtype = PRECISIONS.get(config.precision) or faster_precision(student, config.batch_size)
     temperature = config.temperature or default_temperature(teacher.network.head_kind, teacher_outputs)
     precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
     learner = _Learner(student, config, samples, temperature, dtype, stage_seed(seed, "batches"))
@@ -137,12 +138,12 @@ def distill(
         envs_for(teacher, config.envs, protocol, stage_seed(seed, "envs")) as envs,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
-        visits = _visits(envs, teacher.network, learner, config, ActionRule(rule.kind, config.epsilon), seed)
+        visits = _visits(envs, teacher.network, learner, config, _exploring(rule, config.epsilon), seed)
         for training, held_out in visits:
             steps += config.envs
             learner.learn(training, steps)
             bar.update(learner.samples - bar.n)
-            if learner.samples >= next_check:
+            if learner.samples >= min(next_check, samples):
                 next_check = learner.samples + samples / CHECKS
                 curve.append(learner.check(held_out))
                 bar.set_postfix(loss=f"{curve[-1].loss:.4f}", agreement=f"{curve[-1].agreement:.3f}")
@@ -153,6 +154,11 @@ def distill(
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     speed = learner.samples / (time.perf_counter() - start)
     return Distillation(network, curve, temperature, precision, steps, speed)
+
+
+def _exploring(rule: ActionRule, epsilon: float) -> ActionRule:
+    """Add random actions to greedy play; play that samples explores anyway, and would reach fewer late states."""
+    return ActionRule("greedy", epsilon) if rule.kind == "greedy" else rule
 
 
 def _visits(

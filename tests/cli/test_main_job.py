@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
-from lrp_compress.agents.checkpoints import load_agent
+from lrp_compress.agents.checkpoints import load_agent, save_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.evaluation import load_evaluation
 from tests.cli.commands import environment
@@ -120,6 +121,12 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
         assert any(key in path for path in images)
 
 
+def test_video_shows_both_agents(undisturbed: tuple[Path, str]):
+    with Image.open(run_folder(undisturbed[0]) / "figures" / "teacher-and-student.gif") as video:
+        assert video.n_frames > 20
+        assert video.size == ((84 + 4 + 84) * 3, 84 * 3)
+
+
 def test_evaluation_metrics_are_those_of_its_episodes(undisturbed: tuple[Path, str]):
     run_dir = run_folder(undisturbed[0])
     evaluation = load_evaluation(run_dir / "stages" / "evaluation-student.json")
@@ -151,8 +158,6 @@ def test_another_teacher_under_the_same_name_starts_anew(undisturbed: tuple[Path
     main_job(tmp_path, f"teacher.source={teacher}", "distill=none")
     first = (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text()
     shipped.network.conv1.weight.data.mul_(1.5)
-    from lrp_compress.agents.checkpoints import save_agent
-
     save_agent(teacher, shipped)
     assert "has finished before" not in main_job(tmp_path, f"teacher.source={teacher}", "distill=none").stdout
     assert (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text() != first

@@ -43,7 +43,7 @@ def stream(envs: int, steps: int, longest: int, seed: int) -> Iterator[Batch]:
         (60, 3, 30, 700),  # rings of 20 frames
         (64, 2, 5, 700),  # games of a few steps, most of them stored whole
         (10, 1, 40, 500),  # below the smallest ring
-        (150, 3, 1000, 500),  # hardly a game ends
+        (120, 2, 1000, 500),  # hardly a game ends
         (111, 5, 12, 400),
     ],
 )
@@ -79,7 +79,7 @@ def test_every_stored_state_is_one_that_was_added(states: int, envs: int, longes
 def test_the_latest_states_are_kept():
     """Of long games all but a handful per ring: no more is lost than what one lap's seam costs."""
     replay = FrameReplay(200, 2, 2)
-    for t, batch in enumerate(stream(2, 1000, 400, seed=3)):
+    for t, batch in enumerate(stream(2, 600, 400, seed=3)):
         replay.add(*batch)
         if t < 300:
             continue
