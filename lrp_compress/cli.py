@@ -186,11 +186,11 @@ def one_line(error: BaseException) -> str:
         One line.
     """
     text, cause = str(error), error.__cause__
-    if isinstance(error, OSError):
-        return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(unknown_name(group, name, error.options))
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
     if match := re.match(r"Could not override '([^']+)'|Override ([^=]+)\S+ looks like a config group", text):
         key = match[1] or match[2]
         return f"there is no setting {key}; see --hydra-help" if key.startswith("hydra") else str(unknown_key(key))

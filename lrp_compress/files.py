@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lrp_compress.errors import UserError
+
 T = TypeVar("T")
 FULL = os.strerror(errno.ENOSPC)
 
@@ -47,6 +49,26 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Check, without writing anything, that files can be made in a folder that need not exist yet.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder.
+    key : str
+        The setting that names it, for the message.
+
+    Raises
+    ------
+    UserError
+        If its nearest existing parent is no folder, or may not be written to.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={folder}: {existing} is not a folder that can be written to; choose another one")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -20,7 +20,7 @@ from lrp_compress.compression.losses import LOSSES
 from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
 from lrp_compress.config import Config, config_hash, flatten, run_name
-from lrp_compress.files import file_digest, read_json, write_json
+from lrp_compress.files import check_writable, file_digest, read_json, write_json
 from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
 from lrp_compress.summary import result_table
 from lrp_compress.tracking import Tracker, check_store, open_run, training_view
@@ -73,7 +73,7 @@ def preflight(config: Config) -> None:
     ------
     UserError
         If a name is in no registry, the teacher cannot be loaded or does not fit the game, the layers to prune are
-        not the teacher's, or the tracking store does not answer.
+        not the teacher's, a folder cannot be written to, or the tracking store does not answer.
     """
     for registry, name in (
         (CRITERIA, config.criterion.name),
@@ -85,6 +85,7 @@ def preflight(config: Config) -> None:
     teacher = load_teacher(config.teacher, config.game)
     prunable_layers(config.prune, teacher.network.widths)
     envs_for(teacher, 1, config.protocol, config.seed).close()
+    check_writable(Path(config.cache_dir), "cache_dir")
     check_store(config.tracking)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from lrp_compress.files import atomic_path, file_digest, read_json, stored, value_digest, write_json
+from lrp_compress.errors import UserError
+from lrp_compress.files import atomic_path, check_writable, file_digest, read_json, stored, value_digest, write_json
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path):
@@ -99,3 +103,30 @@ def test_a_stage_that_was_cut_off_is_made_again(tmp_path: Path):
     with pytest.raises(RuntimeError, match="cut off"):
         stored(path, fail, write_json, read_json)
     assert stored(path, lambda: 7, write_json, read_json) == 7
+
+
+def fill_by_system() -> None:
+    Path("/dev/full").write_bytes(b"x")
+
+
+def fill_by_library() -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("write", [fill_by_system, fill_by_library])
+def test_a_full_disk_names_the_file_and_leaves_the_old_one_alone(tmp_path: Path, write: Callable[[], None]):
+    path = tmp_path / "stage.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(path):
+        write()
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_check_writable_writes_nothing(tmp_path: Path):
+    check_writable(tmp_path / "new" / "folder", "cache_dir")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cache_dir=.*file is not a folder"):
+        check_writable(tmp_path / "file" / "below", "cache_dir")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
+from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.agents.teachers import teachers_dir
 from tests.cli.commands import Command, environment
 
 # What was typed, and what the line must hold.
@@ -39,6 +44,24 @@ MISTAKES = {
     "game=breakout prune.ratio=${nothing}": ["prune.ratio", "nothing"],
     "game=breakout hydra.run.dirr=x": ["hydra.run.dirr", "--hydra-help"],
     "game=breakout --config-dir nowhere": ["nowhere", "not found"],
+    "game=breakout prune.ratio=1.0": ["prune.ratio=1.0", "[0, 1)"],
+    "game=breakout prune.ratio=-0.1": ["prune.ratio=-0.1", "[0, 1)"],
+    "game=breakout criterion.composite=gama": ["criterion.composite=gama", "did you mean gamma?"],
+    "game=breakout distill.loss=kll": ["distill.loss=kll", "did you mean kl?"],
+    "game=breakout prune=cubic prune.schedule=cubik": ["prune.schedule=cubik", "did you mean cubic?"],
+    "game=breakout prune.layer_ratios={fc2:0.5}": ["prune.layer_ratios.fc2", "fc1"],
+    "game=breakout teacher.source={bad}/missing.safetensors": ["missing.safetensors does not exist"],
+    "game=breakout teacher.source={bad}/truncated.safetensors": ["truncated.safetensors cannot be read", "whole"],
+    "game=breakout teacher.source={bad}/pickle.pt": ["pickle.pt cannot be read", "never unpickled"],
+    "game=breakout teacher.source={bad}/shapes.safetensors": ["shapes.safetensors does not fit", "conv1.weight"],
+    "game=pong teacher.source={bad}/breakout.safetensors": ["plays breakout, not pong", "game=breakout"],
+    "game=pong teacher.source={bad}/actions.safetensors": ["4 actions", "pong's minimal action set has 6"],
+    "game=breakout cache_dir={bad}/pickle.pt/cache": ["cache_dir=", "not a folder that can be written to"],
+    "game=breakout tracking=server tracking.uri=http://127.0.0.1:9 tracking.timeout_s=1": [
+        "tracking.uri=http://127.0.0.1:9 does not answer",
+        "mlflow server",
+    ],
+    "game=breakout tracking.uri=file:mlruns": ["file:mlruns", "sqlite"],
     "game=klax": ["no agent is shipped for game klax", "teacher.source=FILE"],
     "game=mine --config-dir {bad}": ["game/mine.yaml: game.titel: Key 'titel' not in 'GameConfig'"],
     "-m prune.ratio=0.3,0.5": ["no game was chosen"],
@@ -50,12 +73,26 @@ MISTAKES = {
 }
 
 
+def write_bad_agents(folder: Path) -> None:
+    """Write agent files that cannot be compressed, each for another reason."""
+    shipped = teachers_dir() / "breakout.safetensors"
+    agent = load_agent(shipped)
+    (folder / "breakout.safetensors").write_bytes(shipped.read_bytes())
+    (folder / "truncated.safetensors").write_bytes(shipped.read_bytes()[:100_000])
+    torch.save(agent.network.state_dict(), folder / "pickle.pt")
+    save_agent(folder / "actions.safetensors", Agent(agent.network, dataclasses.replace(agent.info, game="pong")))
+    wrong = copy.deepcopy(agent.network)
+    wrong.conv1 = torch.nn.Conv2d(4, 16, 8, 4)
+    save_agent(folder / "shapes.safetensors", Agent(wrong, agent.info))
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[Path]]]:
     """Run all the commands, as many at once as there are processors; each with what it wrote."""
     bad = tmp_path_factory.mktemp("bad")
     (bad / "game").mkdir()
     (bad / "game" / "mine.yaml").write_text("name: breakout\ntitel: Mine\n")
+    write_bad_agents(bad)
 
     def answer(typed: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
         folder = tmp_path_factory.mktemp("empty")
