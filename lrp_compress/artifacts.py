@@ -19,7 +19,7 @@ from lrp_compress.config import Config
 from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips, side_by_side_video
 from lrp_compress.files import read_json
 from lrp_compress.seeding import stage_seed
-from lrp_compress.tracking import Tracker
+from lrp_compress.tracking.tracker import Tracker
 
 MOMENTS = 6  # rows of the relevance maps
 VIDEO_STEPS = 450  # half a minute

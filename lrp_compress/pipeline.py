@@ -23,7 +23,8 @@ from lrp_compress.config import Config, config_hash, flatten, run_name
 from lrp_compress.files import check_writable, file_digest, read_json, write_json
 from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
 from lrp_compress.summary import result_table
-from lrp_compress.tracking import Tracker, check_store, open_run, training_view
+from lrp_compress.tracking.runs import check_store, open_run, training_view
+from lrp_compress.tracking.tracker import Tracker
 
 
 def compress(config: Config, run_dir: Path, tracker: Tracker) -> dict[str, float]:

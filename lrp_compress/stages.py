@@ -25,7 +25,7 @@ from lrp_compress.deployment.profiling import profile_network
 from lrp_compress.figures import relevance_bars
 from lrp_compress.files import read_json, stored, value_digest, write_json
 from lrp_compress.seeding import stage_seed
-from lrp_compress.tracking import Tracker
+from lrp_compress.tracking.tracker import Tracker
 
 
 class Stages:

@@ -17,7 +17,7 @@ PACKAGE = Path(lrp_compress.__file__).parent
 # entry, within which imports make no circle.
 FLOORS = [
     ["errors", "registry", "files", "processes", "seeding", "config", "checks"],
-    ["stores", "agents", "tracking"],
+    ["agents", "tracking"],
     ["atari", "deployment"],
     ["compression"],
     ["figures", "summary", "stages", "artifacts", "pipeline"],
@@ -76,7 +76,8 @@ def test_imports_make_no_circle():
 def test_heavy_libraries_have_one_importer():
     for module, path in modules().items():
         for library in {name.split(".")[0] for name in imports(path)} & set(ONLY_IMPORTER):
-            assert module == ONLY_IMPORTER[library], f"{module} imports {library}"
+            allowed = ONLY_IMPORTER[library]
+            assert module == allowed or module.startswith(f"{allowed}."), f"{module} imports {library}"
 
 
 def test_packages_are_empty():

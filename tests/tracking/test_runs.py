@@ -22,17 +22,18 @@ import PIL.Image
 import pytest
 
 import lrp_compress
-from lrp_compress import tracking
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.processes import process_start
+from lrp_compress.tracking import runs as tracking
+from lrp_compress.tracking.tracker import BUFFER_METRICS, MlflowTracker
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
 
 # What a process of its own runs: open the run, buffer a metric, say so, and do what the last argument says.
 CHILD = """
 import sys, time
-from lrp_compress import tracking
+from lrp_compress.tracking import runs as tracking
 from lrp_compress.config import TrackingConfig
 
 uri, config_hash, action = sys.argv[1:]
@@ -203,15 +204,16 @@ def test_metrics_that_are_not_finite_become_tags(config: TrackingConfig, caplog:
 
 
 def test_buffer_is_written_when_full_or_old(config: TrackingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{MlflowTracker.__module__}.BUFFER_SECONDS", 600.0)
     with open_run(config) as tracker:
-        for step in range(tracking.BUFFER_METRICS - 1):
+        for step in range(BUFFER_METRICS - 1):
             tracker.metrics({"loss": step}, step)
         assert get(config, tracker.run_id).data.metrics == {}
-        tracker.metrics({"loss": 1e3}, tracking.BUFFER_METRICS)
+        tracker.metrics({"loss": 1e3}, BUFFER_METRICS)
         assert get(config, tracker.run_id).data.metrics == {"loss": 1e3}
-        monkeypatch.setattr(tracking, "BUFFER_SECONDS", 0.01)
+        monkeypatch.setattr(f"{MlflowTracker.__module__}.BUFFER_SECONDS", 0.01)
         time.sleep(0.02)
-        tracker.metrics({"loss": 2e3}, tracking.BUFFER_METRICS + 1)
+        tracker.metrics({"loss": 2e3}, BUFFER_METRICS + 1)
         assert get(config, tracker.run_id).data.metrics == {"loss": 2e3}
 
 
@@ -220,7 +222,7 @@ def test_null_store_keeps_nothing_and_costs_nothing(tmp_path: Path) -> None:
         "import os, sys\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         "from pathlib import Path\n"
-        "from lrp_compress import tracking\n"
+        "from lrp_compress.tracking import runs as tracking\n"
         "from lrp_compress.config import TrackingConfig\n"
         "config = TrackingConfig(uri=None, experiment='test', timeout_s=5)\n"
         "with tracking.open_run(config, name='n', config_hash='abc', tags={}, params={'a': 1}) as tracker:\n"

@@ -14,7 +14,7 @@ import pytest
 
 import lrp_compress
 from lrp_compress.errors import UserError
-from lrp_compress.stores import check_answers, check_database, resolve_uri
+from lrp_compress.tracking.stores import check_answers, check_database, resolve_uri
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
 
@@ -63,7 +63,7 @@ def test_check_refuses_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     code = (
         "import os, sys\n"
-        "from lrp_compress.stores import check_database\n"
+        "from lrp_compress.tracking.stores import check_database\n"
         "from lrp_compress.errors import UserError\n"
         "from pathlib import Path\n"
         "folder = os.open(sys.argv[1], os.O_RDONLY)\n"
