@@ -33,7 +33,8 @@ SMALL = [
 
 
 def command(*extra: str) -> list[str]:
-    return [sys.executable, "-m", "lrp_compress", *SMALL, *extra]
+    flags = [argument for argument in extra if argument == "-m"]  # Hydra takes flags before the first override only
+    return [sys.executable, "-m", "lrp_compress", *flags, *SMALL, *(a for a in extra if a not in flags)]
 
 
 def main_job(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
