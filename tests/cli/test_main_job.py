@@ -24,7 +24,8 @@ SMALL = [
     "prune=linear",
     "prune.steps=2",
     "rollouts={states: 128, envs: 4, every: 2}",
-    "criterion={states: 32, batch_size: 16}",
+    "criterion.states=32",
+    "criterion.batch_size=16",
     # a set precision, because a measured one may differ from run to run
     "distill={samples: 6000, step_samples: 2000, envs: 8, replay_states: 4096, precision: float32}",
     "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1500}",
