@@ -73,7 +73,7 @@ class Distillation:
     env_steps : int
         Agent steps emulated.
     samples_per_s : float
-        Learned states per second of wall clock, emulation included.
+        Learned states per second of wall clock, emulation included but not the making of the emulators.
     """
 
     network: PolicyNetwork
@@ -132,12 +132,13 @@ def distill(
     precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
     learner = _Learner(student, config, samples, temperature, dtype, stage_seed(seed, "batches"))
     curve: list[Progress] = []
-    start, steps, next_check = time.perf_counter(), 0, samples / CHECKS
+    steps, next_check = 0, samples / CHECKS
     with (
         cores_shared_with_emulators(),
         envs_for(teacher, config.envs, protocol, stage_seed(seed, "envs")) as envs,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
+        start = time.perf_counter()
         visits = _visits(envs, teacher.network, learner, config, _exploring(rule, config.epsilon), seed)
         for training, held_out in visits:
             steps += config.envs
