@@ -1,17 +1,17 @@
 """Policy distillation (Rusu et al. 2015): the pruned student learns the teacher's outputs on states of real play.
 
 The student soon acts itself, so that it learns what the teacher would do in the states *it* gets into (DAgger, Ross et
-al. 2011). Emulation runs in ALE's threads while the student learns from a replay.
+al. 2011).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -19,15 +19,14 @@ from tqdm import tqdm
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs, fast_outputs, faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
-from lrp_compress.atari.envs import AtariEnvs, envs_for
+from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators
 from lrp_compress.compression.losses import LOSSES, default_temperature
+from lrp_compress.compression.play import play
 from lrp_compress.compression.replay import FrameReplay
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
 
 CHECKS = 20  # comparisons of the student with its best so far, over the whole distillation
-HELD_OUT_STATES = 4096
 # Environment steps before the first gradient step, so that no batch is all opening moves; in short runs a share of all.
 WARMUP_STEPS = 4096
 WARMUP_SHARE = 0.05
@@ -132,62 +131,31 @@ def distill(
     precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
     learner = _Learner(student, config, samples, temperature, dtype, stage_seed(seed, "batches"))
     curve: list[Progress] = []
-    steps, next_check = 0, samples / CHECKS
+    next_check = samples / CHECKS
+
+    def actor() -> PolicyNetwork:
+        return teacher.network if _teacher_acts(config, learner.progress) else learner.student
+
     with (
         cores_shared_with_emulators(),
-        envs_for(teacher, config.envs, protocol, stage_seed(seed, "envs")) as envs,
+        contextlib.closing(play(teacher, actor, config, rule, protocol, seed, dtype)) as plays,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
+        played = next(plays)  # once the emulators are made
         start = time.perf_counter()
-        visits = _visits(envs, teacher.network, learner, config, _exploring(rule, config.epsilon), seed)
-        for training, held_out in visits:
-            steps += config.envs
-            learner.learn(training, steps)
+        while learner.samples < samples:
+            played = next(plays)
+            learner.learn(played.training, played.steps)
             bar.update(learner.samples - bar.n)
             if learner.samples >= min(next_check, samples):
                 next_check = learner.samples + samples / CHECKS
-                curve.append(learner.check(held_out))
+                curve.append(learner.check(played.held_out))
                 bar.set_postfix(loss=f"{curve[-1].loss:.4f}", agreement=f"{curve[-1].agreement:.3f}")
                 on_check(curve[-1])
-            if learner.samples >= samples:
-                break
     network = learner.best.eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     speed = learner.samples / (time.perf_counter() - start)
-    return Distillation(network, curve, temperature, precision, steps, speed)
-
-
-def _exploring(rule: ActionRule, epsilon: float) -> ActionRule:
-    """Add random actions to greedy play; play that samples explores anyway, and would reach fewer late states."""
-    return ActionRule("greedy", epsilon) if rule.kind == "greedy" else rule
-
-
-def _visits(
-    envs: AtariEnvs,
-    teacher: PolicyNetwork,
-    learner: _Learner,
-    config: DistillConfig,
-    rule: ActionRule,
-    seed: int,
-) -> Iterator[tuple[FrameReplay, FrameReplay]]:
-    """Play on for ever; whatever is done between two iterations overlaps with emulation.
-
-    A sixteenth of the environments only feeds the held-out replay.
-    """
-    rng = np.random.default_rng(stage_seed(seed, "actions"))
-    apart = max(1, envs.envs // 16)
-    training = FrameReplay(config.replay_states, envs.envs - apart, envs.actions)
-    held_out = FrameReplay(HELD_OUT_STATES, apart, envs.actions)
-    step = envs.reset()
-    while True:
-        actions, labels = act(teacher, step.observations, rule, rng, learner.dtype)
-        if not _teacher_acts(config, learner.progress):
-            actions, _ = act(learner.student, step.observations, rule, rng, learner.dtype)
-        envs.send(actions)
-        training.add(step.observations[apart:], labels[apart:], step.first[apart:], step.ended[apart:])
-        held_out.add(step.observations[:apart], labels[:apart], step.first[:apart], step.ended[:apart])
-        yield training, held_out
-        step = envs.receive()
+    return Distillation(network, curve, temperature, precision, played.steps, speed)
 
 
 def _teacher_acts(config: DistillConfig, progress: float) -> bool:

@@ -38,48 +38,57 @@ class FrameReplay:
         return int(self._valid.sum())
 
     def add(
-        self, observations: NDArray[np.uint8], outputs: Tensor, first: NDArray[np.bool_], ended: NDArray[np.bool_]
+        self,
+        observations: NDArray[np.uint8],
+        outputs: Tensor,
+        first: NDArray[np.bool_],
+        ended: NDArray[np.bool_],
+        begin: int = 0,
     ) -> None:
-        """Store one step of all environments.
+        """Store one step of `n` neighbouring environments.
 
         Parameters
         ----------
-        observations : ndarray of uint8, shape (envs, 4, 84, 84)
+        observations : ndarray of uint8, shape (n, 4, 84, 84)
             Consecutive within an environment from call to call.
-        outputs : Tensor of float32, shape (envs, actions)
+        outputs : Tensor of float32, shape (n, actions)
             The teacher's outputs there.
-        first : ndarray of bool, shape (envs,)
+        first : ndarray of bool, shape (n,)
             The observation begins an episode: its whole stack is stored.
-        ended : ndarray of bool, shape (envs,)
+        ended : ndarray of bool, shape (n,)
             The observation ends an episode: nothing is decided there, so it is never drawn.
+        begin : int
+            Number of the first of these environments.
         """
-        whole = first | (self._next == 0)
-        rows = np.arange(len(observations))
-        slots = self._reserve(whole)
+        rows = np.arange(begin, begin + len(observations))
+        whole = first | (self._next[rows] == 0)
+        slots = self._reserve(rows, whole)
         flat = torch.from_numpy(rows * self.slots + slots)
         self._frames[flat] = torch.from_numpy(observations[:, -1])
-        for row in np.flatnonzero(whole):
-            at = int(flat[row])
-            self._frames[at - STACK + 1 : at + 1] = torch.from_numpy(observations[row])
+        for i in np.flatnonzero(whole):
+            at = int(flat[i])
+            self._frames[at - STACK + 1 : at + 1] = torch.from_numpy(observations[i])
         self._outputs[flat] = outputs
         self._valid[rows, slots] = ~ended
 
-    def _reserve(self, whole: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def _reserve(self, rows: NDArray[np.int64], whole: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Choose each environment's slot for the newest frame and forget the states that lose a frame to it."""
         needed = np.where(whole, STACK, 1)
-        for row in np.flatnonzero(self._next + needed > self.slots):
+        for i in np.flatnonzero(self._next[rows] + needed > self.slots):
+            row = rows[i]
             start = row * self.slots
-            if not whole[row]:  # the stack goes on at the ring's beginning, so its last frames move there
+            if not whole[i]:  # the stack goes on at the ring's beginning, so its last frames move there
                 tail = self._frames[start + self._next[row] - STACK + 1 : start + self._next[row]].clone()
                 self._frames[start : start + STACK - 1] = tail
                 self._valid[row, : STACK - 1] = False
                 self._next[row] = STACK - 1
             else:
                 self._next[row] = 0
-        for at, begin in enumerate(self._next.tolist()):
-            self._valid[at, begin : begin + needed[at] + STACK - 1] = False
-        self._next += needed
-        return self._next - 1
+        for row, count in zip(rows, needed, strict=True):
+            at = self._next[row]
+            self._valid[row, at : at + count + STACK - 1] = False
+        self._next[rows] += needed
+        return self._next[rows] - 1
 
     def stored(self) -> Tensor:
         """List the indices of all stored states, for `gather`: int64, shape (len(self),)."""

@@ -132,3 +132,15 @@ def test_a_state_costs_one_frame():
     assert memory == 1000 * (84 * 84 + 18 * 4)
     assert len(replay) == 0
     assert replay.stored().tolist() == []
+
+
+def test_environments_may_be_added_in_parts():
+    """Storing three environments' steps as one and two gives what storing them at once gives."""
+    whole, parts = FrameReplay(90, 3, 2), FrameReplay(90, 3, 2)
+    for observations, names, first, ended in stream(3, 200, 20, seed=5):
+        whole.add(observations, names, first, ended)
+        for rows in (slice(1, 3), slice(0, 1)):
+            parts.add(observations[rows], names[rows], first[rows], ended[rows], begin=rows.start)
+    assert torch.equal(whole.stored(), parts.stored())
+    for expected, found in zip(whole.gather(whole.stored()), parts.gather(parts.stored()), strict=True):
+        assert torch.equal(expected, found)

@@ -1,0 +1,111 @@
+"""The states distillation learns from: play without end, labelled by the teacher, emulated while the student learns."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.atari.acting import ActionRule, act
+from lrp_compress.atari.envs import AtariEnvs, envs_for
+from lrp_compress.compression.replay import FrameReplay
+from lrp_compress.config import DistillConfig
+from lrp_compress.seeding import stage_seed
+
+GROUPS = 2  # one is emulated while the network decides for the other and learns
+HELD_OUT_SHARE = 16  # one environment in so many is never learned from
+HELD_OUT_STATES = 4096
+
+
+@dataclass(frozen=True)
+class Play:
+    """What has been visited so far; the replays go on filling.
+
+    Attributes
+    ----------
+    steps : int
+        Agent steps emulated.
+    training, held_out : FrameReplay
+        Visited states with the teacher's outputs, of different environments.
+    """
+
+    steps: int
+    training: FrameReplay
+    held_out: FrameReplay
+
+
+def play(
+    teacher: Agent,
+    actor: Callable[[], PolicyNetwork],
+    config: DistillConfig,
+    rule: ActionRule,
+    protocol: str,
+    seed: int,
+    dtype: torch.dtype,
+) -> Generator[Play, None, None]:
+    """Play for ever, a step of one group of environments at a time; what is done between two items overlaps emulation.
+
+    Parameters
+    ----------
+    teacher : Agent
+        Labels every visited state.
+    actor : callable
+        Returns the network that acts now.
+    config : DistillConfig
+        Number of environments and size of the replay.
+    rule : ActionRule
+        How actions are chosen; where that is greedily, ``config.epsilon`` of them are random.
+    protocol : str
+        Name of the protocol played under.
+    seed : int
+        Of environments and action choice.
+    dtype : torch.dtype
+        Precision of both networks' computations.
+
+    Yields
+    ------
+    Play
+        After each step. Close the iterator to free the emulators.
+    """
+    if rule.kind == "greedy":  # play that samples explores anyway, and would reach fewer late states
+        rule = ActionRule("greedy", config.epsilon)
+    rng = np.random.default_rng(stage_seed(seed, "actions"))
+    apart = max(1, config.envs // HELD_OUT_SHARE)
+    training = FrameReplay(config.replay_states, config.envs - apart, teacher.network.actions)
+    held_out = FrameReplay(HELD_OUT_STATES, apart, teacher.network.actions)
+    played = 0
+    with contextlib.ExitStack() as stack:
+        groups = [stack.enter_context(envs) for envs in _groups(teacher, config.envs, protocol, seed)]
+        latest = [envs.reset() for envs in groups]
+        for turn in itertools.count():
+            number = turn % GROUPS
+            envs = groups[number]
+            step = latest[number] if turn < GROUPS else envs.receive()
+            actions, labels = act(teacher.network, step.observations, rule, rng, dtype)
+            if actor() is not teacher.network:
+                actions, _ = act(actor(), step.observations, rule, rng, dtype)
+            envs.send(actions)
+            split = 0 if number else apart  # the held-out environments are the first of the first group
+            for replay, rows, begin in (
+                (held_out, slice(split), 0),
+                (training, slice(split, None), number * (groups[0].envs - apart)),
+            ):
+                replay.add(step.observations[rows], labels[rows], step.first[rows], step.ended[rows], begin)
+            played += envs.envs
+            yield Play(played, training, held_out)
+
+
+def _groups(teacher: Agent, envs: int, protocol: str, seed: int) -> Iterator[AtariEnvs]:
+    """Make the groups; together their threads use the half of the cores that the networks leave."""
+    threads = max(1, (os.cpu_count() or 1) // (2 * GROUPS))
+    seeds = stage_seed(seed, "envs")
+    sizes = [envs - envs // GROUPS, envs // GROUPS]
+    for size, first in zip(sizes, (0, sizes[0]), strict=True):
+        yield envs_for(teacher, size, protocol, seeds + first, threads=threads)

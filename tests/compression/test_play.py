@@ -1,0 +1,84 @@
+"""The shipped teacher plays for a student: who acts, what is stored, and that the seed decides."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.teachers import load_teacher
+from lrp_compress.atari.acting import ActionRule
+from lrp_compress.checks import conf_dir
+from lrp_compress.compression.play import Play, play
+from lrp_compress.config import DistillConfig, GameConfig, TeacherConfig
+
+SAMPLE = ActionRule("sample", 0.0)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Agent:
+    return load_teacher(TeacherConfig("auto", None), GameConfig("breakout", "Breakout", 1.7, 30.5))
+
+
+def played(
+    teacher: Agent,
+    turns: int,
+    actor: PolicyNetwork | None = None,
+    seed: int = 0,
+    rule: ActionRule = SAMPLE,
+    **changes: Any,
+) -> Play:
+    values = {**OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "distill" / "kl.yaml")), "envs": 5, **changes}  # type: ignore[dict-item]
+    config = DistillConfig(**values)
+    network = actor or teacher.network
+    with contextlib.closing(play(teacher, lambda: network, config, rule, "noop", seed, torch.float32)) as plays:
+        return list(itertools.islice(plays, turns))[-1]
+
+
+def everything(state: Play) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = [replay.gather(replay.stored()) for replay in (state.training, state.held_out)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+@pytest.mark.parametrize("envs", [4, 5, 32])
+def test_every_state_is_stored_once_with_the_teachers_outputs(teacher: Agent, envs: int):
+    turns = 24
+    state = played(teacher, turns, envs=envs)
+    assert state.steps == envs * turns // 2
+    held_out = max(1, envs // 16)
+    assert len(state.held_out) == held_out * turns // 2  # no game is over so soon
+    assert len(state.training) == (envs - held_out) * turns // 2
+    observations, outputs = everything(state)
+    torch.testing.assert_close(outputs, batched_outputs(teacher.network, observations), rtol=1e-4, atol=1e-4)
+    last = observations[:, -1].flatten(1)
+    assert len(last.unique(dim=0)) > 0.25 * len(last)  # games begin alike, then every one goes its own way
+
+
+def test_the_actor_decides_where_play_goes_and_the_teacher_labels_it(teacher: Agent):
+    torch.manual_seed(0)
+    other = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
+    own, others = everything(played(teacher, 40)), everything(played(teacher, 40, other))
+    assert not torch.equal(own[0], others[0])
+    torch.testing.assert_close(others[1], batched_outputs(teacher.network, others[0]), rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_play_is_made_to_explore(teacher: Agent):
+    greedy = ActionRule("greedy", 0.0)
+    still, moving = (everything(played(teacher, 40, rule=greedy, epsilon=epsilon)) for epsilon in (0.0, 0.5))
+    again = everything(played(teacher, 40, seed=0, rule=greedy, epsilon=0.0))
+    assert torch.equal(still[0], again[0])
+    assert not torch.equal(still[0], moving[0])
+
+
+def test_the_seed_decides(teacher: Agent):
+    one, same, other = (everything(played(teacher, 20, seed=seed)) for seed in (0, 0, 1))
+    assert torch.equal(one[0], same[0])
+    assert not torch.equal(one[0], other[0])
