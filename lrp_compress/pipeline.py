@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.teachers import load_teacher, teacher_path
 from lrp_compress.artifacts import publish
-from lrp_compress.atari.envs import envs_for
+from lrp_compress.atari.envs import envs_for, minimal_actions
 from lrp_compress.compression.composites import COMPOSITES
 from lrp_compress.compression.criteria import CRITERIA
 from lrp_compress.compression.losses import LOSSES
@@ -27,13 +28,17 @@ from lrp_compress.tracking.runs import check_store, open_run, training_view
 from lrp_compress.tracking.tracker import Tracker
 
 
-def compress(config: Config, run_dir: Path, tracker: Tracker) -> dict[str, float]:
+def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker: Tracker) -> dict[str, float]:
     """Take the teacher of the configuration to its student and all that is to be known about it.
 
     Parameters
     ----------
     config : Config
         The checked configuration.
+    teacher : Agent
+        The agent to compress.
+    digest : str
+        Digest of its file.
     run_dir : Path
         The run's folder.
     tracker : Tracker
@@ -44,8 +49,8 @@ def compress(config: Config, run_dir: Path, tracker: Tracker) -> dict[str, float
     dict of str to float
         The final metrics, by the names of the tracking contract (``teacher/return_mean`` and so on).
     """
-    teacher = load_teacher(config.teacher, config.game)
-    stage = Stages(config, teacher, file_digest(teacher_path(config.teacher, config.game)), run_dir / "stages", tracker)
+    stage = Stages(config, teacher, digest, run_dir / "stages", tracker)
+    stage.probe()
     rollouts = stage.rollouts()
 
     student = teacher
@@ -83,7 +88,7 @@ def preflight(config: Config) -> None:
         (LOSSES, config.distill.loss),
     ):
         registry[name]
-    teacher = load_teacher(config.teacher, config.game)
+    teacher, _ = _find_teacher(config)
     prunable_layers(config.prune, teacher.network.widths)
     envs_for(teacher, 1, config.protocol, config.seed).close()
     check_writable(Path(config.cache_dir), "cache_dir")
@@ -103,7 +108,8 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> None:
         Name of the sweep the run belongs to.
     """
     console = Console()
-    identity = {"config_hash": config_hash(config), "teacher": file_digest(teacher_path(config.teacher, config.game))}
+    teacher, digest = _find_teacher(config)
+    identity = {"config_hash": config_hash(config), "teacher": digest}
     result = run_dir / "result.json"
     if config.force or not _same_run(run_dir / "identity.json", identity):
         result.unlink(missing_ok=True)
@@ -120,11 +126,17 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> None:
             tags=tags | ({"sweep": sweep} if sweep else {}),
             params=flatten(config),
         ) as tracker:
-            metrics = compress(config, run_dir, tracker)
+            metrics = compress(config, teacher, digest, run_dir, tracker)
             tracker.metrics(metrics)
             tracker.artifact(run_dir / ".hydra")
         write_json(result, metrics)
     _show(console, config, run_dir)
+
+
+def _find_teacher(config: Config) -> tuple[Agent, str]:
+    """Load the teacher, and compute its file's digest."""
+    path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
+    return load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name)), file_digest(path)
 
 
 def _same_run(path: Path, identity: dict[str, str]) -> bool:

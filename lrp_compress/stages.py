@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.agents.teachers import SHIPPED
 from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation, return_kept, save_evaluation
+from lrp_compress.atari.probing import Probe, probe
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.distillation import Progress, action_agreement, distill
@@ -26,6 +29,8 @@ from lrp_compress.figures import relevance_bars
 from lrp_compress.files import read_json, stored, value_digest, write_json
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 class Stages:
@@ -52,6 +57,22 @@ class Stages:
         self._tracker = tracker
         self._digest = teacher_digest
         self._rule = action_rule(config.evaluate.action, teacher.network.head_kind, config.evaluate.epsilon)
+
+    def probe(self) -> None:
+        """Warn if a teacher that is not one of the shipped plays no better than random actions."""
+        config = self.config
+        if config.teacher.source == SHIPPED:
+            return
+        seed = stage_seed(config.seed, "probe")
+        result = stored(
+            self.folder / "probe.json",
+            lambda: probe(self.teacher, self._rule, config.protocol, seed),
+            lambda path, result: write_json(path, dataclasses.asdict(result)),
+            lambda path: Probe(**read_json(path)),
+        )
+        self._tracker.metrics({"teacher/probe_reward": result.reward, "teacher/probe_random_reward": result.random})
+        if not result.better:
+            logger.warning("%s", result)
 
     def rollouts(self) -> Rollouts:
         """Let the teacher play; shared by all runs with the same teacher, protocol, seed and size."""

@@ -124,6 +124,12 @@ def load_agent(path: str | Path) -> Agent:
         raise UserError(f"agent file {path} does not fit its own metadata: {reason}") from error
 
 
+def is_own(path: Path) -> bool:
+    """Tell by name and content whether a file claims to be this project's (safetensors), whole or not."""
+    with open(path, "rb") as file:
+        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"  # after the header's length comes JSON
+
+
 def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
     if header.pop("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")

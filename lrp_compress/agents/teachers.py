@@ -1,15 +1,20 @@
-"""Where the teacher comes from: a shipped agent or a file, checked against the game it is to play."""
+"""Where the teacher comes from: a shipped agent, a file or a server, checked against the game it is to play."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
-from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.config import GameConfig, TeacherConfig
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
+from lrp_compress.agents.formats import read_foreign
+from lrp_compress.agents.sources import local_file
+from lrp_compress.config import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.errors import UserError
+from lrp_compress.files import file_digest
 
 SHIPPED = "auto"
+FULL_ACTIONS = 18  # of ALE; every game understands all of them
 
 
 def teachers_dir() -> Path:
@@ -19,16 +24,16 @@ def teachers_dir() -> Path:
     return inside if inside.is_dir() else package.parent / "teachers"
 
 
-def teacher_path(config: TeacherConfig, game: GameConfig) -> Path:
-    """Find the teacher's file.
+def teacher_path(config: TeacherConfig, game: GameConfig, cache_dir: Path, tracking: TrackingConfig) -> Path:
+    """Find the teacher's file, and fetch it if it is on a server.
 
     Raises
     ------
     UserError
-        If the shipped agent is asked for and the game has none.
+        If the shipped agent is asked for and the game has none, or a server does not give the file.
     """
     if config.source != SHIPPED:
-        return Path(config.source)
+        return local_file(config.source, cache_dir, tracking)
     path = teachers_dir() / f"{game.name}.safetensors"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in teachers_dir().glob("*.safetensors")))
@@ -38,15 +43,19 @@ def teacher_path(config: TeacherConfig, game: GameConfig) -> Path:
     return path
 
 
-def load_teacher(config: TeacherConfig, game: GameConfig) -> Agent:
+def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
     """Load the teacher and apply the settings that override what its file says.
 
     Parameters
     ----------
+    path : Path
+        From `teacher_path`; a file of this project or of a library that `lrp_compress.agents.formats` knows.
     config : TeacherConfig
-        ``source`` is a path or ``"auto"``.
+        What the settings say of the teacher.
     game : GameConfig
         The game the teacher is to play.
+    minimal_actions : sequence of str
+        Names of the game's minimal action set.
 
     Returns
     -------
@@ -58,10 +67,31 @@ def load_teacher(config: TeacherConfig, game: GameConfig) -> Agent:
     UserError
         If there is no such file, it cannot be read, or its agent plays another game.
     """
-    path = teacher_path(config, game)
-    agent = load_agent(path)
+    if not path.is_file():
+        raise UserError(f"agent file {path} does not exist")
+    agent = load_agent(path) if is_own(path) else _adopted(path, game, minimal_actions)
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")
     if config.fire_on_life_loss is None:
         return agent
     return Agent(agent.network, dataclasses.replace(agent.info, fire_on_life_loss=config.fire_on_life_loss))
+
+
+def _adopted(path: Path, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
+    """Complete another library's network by what its file does not say."""
+    sizes = {len(minimal_actions): "minimal", FULL_ACTIONS: "full"}
+    network, layout = read_foreign(path, list(sizes))
+    if network.actions not in sizes:
+        allowed = " or ".join(f"{size} ({name})" for size, name in sizes.items())
+        raise UserError(
+            f"teacher {path} chooses among {network.actions} actions, but {game.name} has {allowed}; it was trained "
+            "for another game"
+        )
+    info = AgentInfo(
+        game=game.name,
+        action_set=sizes[network.actions],
+        fire_on_life_loss=layout.fires and "FIRE" in minimal_actions,
+        lineage={"format": layout.name, "sha256": file_digest(path)},
+        kept=all_channels(network.widths),
+    )
+    return Agent(network, info)

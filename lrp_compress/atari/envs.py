@@ -222,6 +222,12 @@ class AtariEnvs:
         self.close()
 
 
+def minimal_actions(game: str) -> list[str]:
+    """Names of a game's minimal action set, in ALE's order."""
+    with AtariEnvs(game, 1, "noop", seed=0) as envs:
+        return envs.action_names
+
+
 def envs_for(
     agent: Agent, envs: int, protocol: str, seed: int, *, max_frames: int = MAX_FRAMES, threads: int = 0
 ) -> AtariEnvs:

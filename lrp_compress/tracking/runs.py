@@ -178,7 +178,7 @@ def _ui(uri: str) -> str:
 
 @contextlib.contextmanager
 def _refusals_in_one_line(uri: str) -> Iterator[None]:
-    _import_mlflow()
+    import_mlflow()
     from mlflow.exceptions import MlflowException
 
     try:
@@ -187,7 +187,7 @@ def _refusals_in_one_line(uri: str) -> Iterator[None]:
         raise UserError(f"tracking.uri={uri}: {' '.join(str(error).split())}") from error
 
 
-def _import_mlflow() -> None:
+def import_mlflow() -> None:
     """Import MLflow without telemetry, migration logs and printed addresses."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -199,7 +199,7 @@ def _import_mlflow() -> None:
 
 
 def _connect(uri: str) -> MlflowClient:
-    _import_mlflow()
+    import_mlflow()
     from mlflow import MlflowClient
 
     path = database_file(uri)

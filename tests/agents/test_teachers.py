@@ -8,15 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrp_compress.agents.checkpoints import Agent, AgentInfo, save_agent
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
 from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.agents.teachers import load_teacher, teacher_path, teachers_dir
-from lrp_compress.config import GameConfig, TeacherConfig
+from lrp_compress.atari.envs import minimal_actions
+from lrp_compress.config import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.errors import UserError
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
 SHIPPED = TeacherConfig("auto", None)
+NOWHERE = TrackingConfig(None, "lrp_compress", 1.0)
+ACTIONS = {
+    "breakout": ["NOOP", "FIRE", "RIGHT", "LEFT"],
+    "pong": ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"],
+    "freeway": ["NOOP", "UP", "DOWN"],
+}
+
+
+def load(config: TeacherConfig, game: GameConfig, cache: Path = Path("unused")) -> Agent:
+    path = teacher_path(config, game, cache, NOWHERE)
+    return load_teacher(path, config, game, ACTIONS[game.name])
 
 
 def own_agent(path: Path, fire: bool) -> TeacherConfig:
@@ -26,8 +38,8 @@ def own_agent(path: Path, fire: bool) -> TeacherConfig:
 
 
 def test_the_shipped_agent_is_found():
-    assert teacher_path(SHIPPED, BREAKOUT) == teachers_dir() / "breakout.safetensors"
-    teacher = load_teacher(SHIPPED, BREAKOUT)
+    assert teacher_path(SHIPPED, BREAKOUT, Path("unused"), NOWHERE) == teachers_dir() / "breakout.safetensors"
+    teacher = load(SHIPPED, BREAKOUT)
     assert teacher.info.game == "breakout"
     assert teacher.network.widths == NATURE_WIDTHS
     assert teacher.network.actions == 4
@@ -40,34 +52,69 @@ def test_every_shipped_agent_plays_the_game_it_is_named_after():
     assert paths
     for path in paths:
         game = dataclasses.replace(PONG, name=path.stem)
-        assert load_teacher(SHIPPED, game).info.game == path.stem
+        actions = minimal_actions(path.stem)
+        assert load_teacher(path, SHIPPED, game, actions).info.game == path.stem
 
 
 def test_a_game_without_a_shipped_agent():
     with pytest.raises(UserError, match=r"no agent is shipped for game pong \(only: .*breakout.*teacher\.source=FILE"):
-        load_teacher(SHIPPED, PONG)
+        load(SHIPPED, PONG)
 
 
 def test_an_own_file(tmp_path: Path):
-    teacher = load_teacher(own_agent(tmp_path / "mine.safetensors", True), PONG)
+    teacher = load(own_agent(tmp_path / "mine.safetensors", True), PONG)
     assert teacher.info == AgentInfo("pong", "minimal", True, {"by": "test"}, {})
 
 
 def test_an_agent_of_another_game(tmp_path: Path):
     config = own_agent(tmp_path / "mine.safetensors", True)
     with pytest.raises(UserError, match=r"mine\.safetensors plays pong, not breakout; choose game=pong"):
-        load_teacher(config, BREAKOUT)
+        load(config, BREAKOUT)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
-        load_teacher(TeacherConfig(str(tmp_path / "none.safetensors"), None), BREAKOUT)
+        load(TeacherConfig(str(tmp_path / "none.safetensors"), None), BREAKOUT)
 
 
 @pytest.mark.parametrize("in_file", [True, False])
 @pytest.mark.parametrize("asked", [True, False, None])
 def test_fire_on_life_loss_can_be_overridden(tmp_path: Path, in_file: bool, asked: bool | None):
     config = own_agent(tmp_path / "mine.safetensors", in_file)
-    info = load_teacher(dataclasses.replace(config, fire_on_life_loss=asked), PONG).info
+    info = load(dataclasses.replace(config, fire_on_life_loss=asked), PONG).info
     assert info.fire_on_life_loss is (in_file if asked is None else asked)
     assert info.lineage == {"by": "test"}
+
+
+def dqn_file(path: Path, actions: int) -> TeacherConfig:
+    """Write a network in CleanRL's layout."""
+    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
+    names = {"conv1": "0", "conv2": "2", "conv3": "4", "fc1": "7", "head": "9"}
+    split = {key: key.split(".") for key in network.state_dict()}
+    torch.save({f"network.{names[k[0]]}.{k[1]}": network.state_dict()[key] for key, k in split.items()}, path)
+    return TeacherConfig(str(path), None)
+
+
+@pytest.mark.parametrize(("actions", "action_set"), [(4, "minimal"), (18, "full")])
+def test_another_librarys_agent(tmp_path: Path, actions: int, action_set: str):
+    config = dqn_file(tmp_path / "agent.cleanrl_model", actions)
+    teacher = load(config, BREAKOUT)
+    assert (teacher.info.game, teacher.info.action_set, teacher.info.fire_on_life_loss) == (
+        "breakout",
+        action_set,
+        True,
+    )
+    assert teacher.info.lineage["format"] == "CleanRL DQN"
+    assert teacher.info.kept == all_channels(teacher.network.widths)
+    assert not load(dataclasses.replace(config, fire_on_life_loss=False), BREAKOUT).info.fire_on_life_loss
+
+
+def test_fire_is_not_pressed_where_there_is_none(tmp_path: Path):
+    freeway = GameConfig("freeway", "Freeway", 0.0, 29.6)
+    assert not load(dqn_file(tmp_path / "agent", 3), freeway).info.fire_on_life_loss
+
+
+def test_another_librarys_agent_of_another_game(tmp_path: Path):
+    expected = r"chooses among 6 actions, but breakout has 4 \(minimal\) or 18 \(full\); it was trained for another"
+    with pytest.raises(UserError, match=expected):
+        load(dqn_file(tmp_path / "agent", 6), BREAKOUT)

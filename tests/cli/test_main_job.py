@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
@@ -216,3 +217,23 @@ def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(tmp_path: Path):
     again = main_job(tmp_path, *sweep).stdout
     assert again.count("has finished before") == 4
     assert len(runs(tmp_path)) == 4
+
+
+def test_an_untrained_agent_of_another_library_is_compressed_with_a_warning(tmp_path: Path):
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(4, 8, 8, 4), torch.nn.Conv2d(8, 8, 4, 2), torch.nn.Conv2d(8, 8, 3)]
+    layers += [torch.nn.Linear(8 * 49, 16), torch.nn.Linear(16, 4)]
+    state = {
+        f"network.{i}.{k}": v for i, m in zip((0, 2, 4, 7, 9), layers, strict=True) for k, v in m.state_dict().items()
+    }
+    torch.save(state, tmp_path / "dqn_atari.cleanrl_model")
+    done = main_job(tmp_path, "teacher.source=dqn_atari.cleanrl_model", "distill.samples=0", "distill.step_samples=0")
+    log = done.stdout + done.stderr
+    assert "the teacher plays breakout no better than random actions" in log
+    assert "try teacher.fire_on_life_loss=false" in log
+    student = load_agent(run_folder(tmp_path) / "student.safetensors")
+    assert student.network.widths == {"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}
+    assert (student.network.head_kind, student.info.fire_on_life_loss) == ("q", True)
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["teacher/probe_random_reward"] >= 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,12 @@ MISTAKES = {
     "game=breakout prune.layer_ratios={fc2:0.5}": ["prune.layer_ratios.fc2", "fc1"],
     "game=breakout teacher.source={bad}/missing.safetensors": ["missing.safetensors does not exist"],
     "game=breakout teacher.source={bad}/truncated.safetensors": ["truncated.safetensors cannot be read", "whole"],
-    "game=breakout teacher.source={bad}/pickle.pt": ["pickle.pt cannot be read", "never unpickled"],
+    "game=breakout teacher.source={bad}/pickle.pt": ["pickle.pt", "belong to no known library", "Stable-Baselines3"],
+    "game=breakout teacher.source={bad}/bomb.zip": ["bomb.zip", "pickled objects, which are never loaded"],
+    "game=breakout teacher.source={bad}/truncated.zip": ["truncated.zip cannot be read"],
+    "game=pong teacher.source={bad}/four.cleanrl_model": ["among 4 actions", "pong has 6 (minimal) or 18 (full)"],
+    "game=breakout teacher.source=hf://org/repo/agent.zip tracking.timeout_s=1": ["does not answer", "give its path"],
+    "game=breakout teacher.source=runs:/1/agent tracking.uri=null": ["runs:/1/agent needs an MLflow store"],
     "game=breakout teacher.source={bad}/shapes.safetensors": ["shapes.safetensors does not fit", "conv1.weight"],
     "game=pong teacher.source={bad}/breakout.safetensors": ["plays breakout, not pong", "game=breakout"],
     "game=pong teacher.source={bad}/actions.safetensors": ["4 actions", "pong's minimal action set has 6"],
@@ -80,6 +86,12 @@ def write_bad_agents(folder: Path) -> None:
     (folder / "breakout.safetensors").write_bytes(shipped.read_bytes())
     (folder / "truncated.safetensors").write_bytes(shipped.read_bytes()[:100_000])
     torch.save(agent.network.state_dict(), folder / "pickle.pt")
+    (folder / "bomb.zip").write_bytes(pickle.dumps(os.system))
+    (folder / "truncated.zip").write_bytes((folder / "pickle.pt").read_bytes()[:100_000])
+    names = {"conv1": "0", "conv2": "2", "conv3": "4", "fc1": "7", "head": "9"}
+    split = {key: key.split(".") for key in agent.network.state_dict()}
+    renamed = {f"network.{names[name]}.{kind}": agent.network.state_dict()[k] for k, (name, kind) in split.items()}
+    torch.save(renamed, folder / "four.cleanrl_model")
     save_agent(folder / "actions.safetensors", Agent(agent.network, dataclasses.replace(agent.info, game="pong")))
     wrong = copy.deepcopy(agent.network)
     wrong.conv1 = torch.nn.Conv2d(4, 16, 8, 4)
@@ -97,7 +109,13 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subproc
     def answer(typed: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
         folder = tmp_path_factory.mktemp("empty")
         command = [sys.executable, "-m", "lrp_compress", *typed.replace("{bad}", str(bad)).split()]
-        done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment() | {"HF_ENDPOINT": "http://127.0.0.1:9"},
+            capture_output=True,
+            text=True,
+        )
         return done, list(folder.iterdir())
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -10,10 +10,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lrp_compress.agents.checkpoints import Agent, all_channels
+from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
 from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.agents.teachers import load_teacher
+from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import ActionRule
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.checks import conf_dir
@@ -21,7 +21,7 @@ from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.distillation import Distillation, Progress, action_agreement, distill
 from lrp_compress.compression.losses import LOSSES
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
-from lrp_compress.config import DistillConfig, GameConfig, PruneConfig, RolloutsConfig, TeacherConfig
+from lrp_compress.config import DistillConfig, PruneConfig, RolloutsConfig
 
 SAMPLE = ActionRule("sample", 0.0)
 WIDTHS = {"conv1": 8, "conv2": 12, "conv3": 12, "fc1": 48}
@@ -29,7 +29,7 @@ WIDTHS = {"conv1": 8, "conv2": 12, "conv3": 12, "fc1": 48}
 
 @pytest.fixture(scope="module")
 def teacher() -> Agent:
-    return load_teacher(TeacherConfig("auto", None), GameConfig("breakout", "Breakout", 1.7, 30.5))
+    return load_agent(teachers_dir() / "breakout.safetensors")
 
 
 @pytest.fixture(scope="module")

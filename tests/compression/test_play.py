@@ -11,21 +11,21 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.agents.teachers import load_teacher
+from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import ActionRule
 from lrp_compress.checks import conf_dir
 from lrp_compress.compression.play import Play, play
-from lrp_compress.config import DistillConfig, GameConfig, TeacherConfig
+from lrp_compress.config import DistillConfig
 
 SAMPLE = ActionRule("sample", 0.0)
 
 
 @pytest.fixture(scope="module")
 def teacher() -> Agent:
-    return load_teacher(TeacherConfig("auto", None), GameConfig("breakout", "Breakout", 1.7, 30.5))
+    return load_agent(teachers_dir() / "breakout.safetensors")
 
 
 def played(

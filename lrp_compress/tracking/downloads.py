@@ -1,0 +1,67 @@
+"""Files out of an MLflow store."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lrp_compress.config import TrackingConfig
+from lrp_compress.errors import UserError
+from lrp_compress.tracking.runs import import_mlflow
+from lrp_compress.tracking.stores import resolve_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
+
+
+def download(uri: str, folder: Path, config: TrackingConfig) -> Path:
+    """Copy an artifact or a registered model to this machine.
+
+    Parameters
+    ----------
+    uri : str
+        E.g. ``runs:/<run id>/student.safetensors`` or ``models:/<name>/<version>`` or
+        ``models:/<name>@<alias>``.
+    folder : Path
+        Where to put it; made if missing.
+    config : TrackingConfig
+        The store.
+
+    Returns
+    -------
+    Path
+        The file, or the folder of a model.
+
+    Raises
+    ------
+    UserError
+        If nothing is tracked, or the store has no such artifact.
+    """
+    if config.uri is None:
+        raise UserError(f"{uri} needs an MLflow store, but tracking.uri is null; choose tracking=sqlite or server")
+    import_mlflow()
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    store = resolve_uri(config.uri)
+    try:
+        address = _registered(mlflow.MlflowClient(store), uri)
+        return Path(mlflow.artifacts.download_artifacts(address, dst_path=str(folder), tracking_uri=store))
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{uri} is not in {store}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _registered(client: MlflowClient, uri: str) -> str:
+    """Look up where a registered model's files are; MLflow's own download asks the process-wide store instead."""
+    if match := re.fullmatch(r"models:/([^/@]+)/(\d+)", uri):
+        return str(client.get_model_version_download_uri(match[1], match[2]))
+    if match := re.fullmatch(r"models:/([^/@]+)@(.+)", uri):
+        version = client.get_model_version_by_alias(match[1], match[2])
+        return str(client.get_model_version_download_uri(match[1], version.version))
+    return uri

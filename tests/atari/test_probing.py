@@ -1,0 +1,33 @@
+"""The shipped agent plays better than random actions; an untrained one does not, and is told apart."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from lrp_compress.agents.checkpoints import Agent, load_agent
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.teachers import teachers_dir
+from lrp_compress.atari.acting import ActionRule
+from lrp_compress.atari.probing import probe
+
+SAMPLE = ActionRule("sample", 0.0)
+
+
+def test_a_trained_agent_is_better_than_random():
+    agent = load_agent(teachers_dir() / "breakout.safetensors")
+    result = probe(agent, SAMPLE, "noop", seed=1)
+    assert result.better
+    assert result.reward > 3 * result.random
+
+
+def test_an_untrained_agent_is_not():
+    agent = load_agent(teachers_dir() / "breakout.safetensors")
+    torch.manual_seed(0)
+    untrained = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
+    result = probe(Agent(untrained, dataclasses.replace(agent.info, fire_on_life_loss=True)), SAMPLE, "noop", seed=1)
+    assert not result.better
+    assert "no better than random actions" in str(result)
+    assert "teacher.fire_on_life_loss=false" in str(result)
+    assert "\n" not in str(result)
