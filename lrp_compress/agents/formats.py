@@ -13,6 +13,7 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +113,7 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
         If the file is no such file, is cut off, holds pickled objects, or holds another architecture.
     """
     state, settings = _read_state(path)
-    layout = next(
-        (layout for layout in LAYOUTS if f"{layout.layers[0]}.weight" in state and _fits(layout, state)), None
-    )
+    layout = next((layout for layout in LAYOUTS if _fits(layout, state)), None)
     if layout is None:
         known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
         raise UserError(
@@ -156,7 +155,7 @@ def _read_state(path: Path) -> tuple[State, Mapping[str, Any]]:
             f"agent file {path} is no plain file of tensors: it is damaged or holds pickled objects, which are never "
             "loaded; save the state_dict alone"
         ) from error
-    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"agent file {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if isinstance(state, dict) and isinstance(state.get("estimator_state"), dict):
         state = state["estimator_state"]

@@ -223,7 +223,10 @@ def test_truncated_files(tmp_path: Path, kind: str):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x1f\x8b", b"\x80\x04"])
+DAMAGED = gzip.compress(b"weights" * 100)[:12] + b"\xff" * 60
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x1f\x8b", b"\x80\x04", DAMAGED])
 def test_rubbish(tmp_path: Path, content: bytes):
     path = tmp_path / "agent"
     path.write_bytes(content)
