@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.errors import UserError, unknown_name
 
+GROUPS = 2
 MAX_FRAMES = 108_000  # 30 minutes of play at 60 Hz, the usual cap (Mnih et al. 2015)
 
 
@@ -256,3 +260,34 @@ def envs_for(
             f"{made.actions}; it was trained for another game or action set"
         )
     return made
+
+
+def env_groups(
+    agent: Agent, envs: int, protocol: str, seed: int, *, max_frames: int = MAX_FRAMES
+) -> Iterator[AtariEnvs]:
+    """Make the environments of an agent in two groups, so that one is emulated while a network decides for the other.
+
+    Together the emulator threads use the half of the cores that the networks leave.
+
+    Parameters
+    ----------
+    agent : Agent
+        The agent, as for `envs_for`.
+    envs : int
+        Environments in all; a single one makes one group.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Environment ``i`` of all is seeded with ``seed + i``.
+    max_frames : int
+        Emulator frames after which an episode is cut.
+
+    Yields
+    ------
+    AtariEnvs
+    """
+    threads = max(1, (os.cpu_count() or 1) // (2 * GROUPS))
+    bounds = [0, (envs + 1) // GROUPS, envs]
+    for first, last in itertools.pairwise(bounds):
+        if last > first:
+            yield envs_for(agent, last - first, protocol, seed + first, max_frames=max_frames, threads=threads)

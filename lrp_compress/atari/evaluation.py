@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
-from lrp_compress.atari.envs import AtariEnvs, Step, envs_for
+from lrp_compress.atari.envs import AtariEnvs, env_groups
 from lrp_compress.config import EvaluateConfig, GameConfig
 from lrp_compress.files import read_json, write_json
 
@@ -140,8 +142,13 @@ def evaluate(
     """
     count = min(config.envs, config.episodes)
     quota = math.ceil(config.episodes / count)
-    with cores_shared_with_emulators(), envs_for(agent, count, protocol, seed, max_frames=config.max_frames) as envs:
-        episodes = _play(agent, envs, quota, config.stall_limit, rule, np.random.default_rng(seed), label)
+    with cores_shared_with_emulators(), contextlib.ExitStack() as stack:
+        groups = env_groups(agent, count, protocol, seed, max_frames=config.max_frames)
+        halves = [
+            _Games(stack.enter_context(envs), quota, config.stall_limit, np.random.default_rng([seed, number]))
+            for number, envs in enumerate(groups)
+        ]
+        episodes = _play(agent, halves, rule, label)
     returns = np.array([episode.score for episode in episodes])
     low, high = bootstrap_interval(returns, config.confidence, seed)
     return Evaluation(
@@ -218,47 +225,61 @@ def human_normalised(score: float, game: GameConfig) -> float:
     return (score - game.random_score) / (game.human_score - game.random_score)
 
 
-def _play(
-    agent: Agent, envs: AtariEnvs, quota: int, stall_limit: int, rule: ActionRule, rng: np.random.Generator, label: str
-) -> list[Episode]:
-    played: list[list[Episode]] = [[] for _ in range(envs.envs)]
-    tally = _Tally(envs.reset())
-    with tqdm(total=quota * envs.envs, desc=label, unit="episode", leave=False, disable=None) as progress:
-        while any(len(own) < quota for own in played):
-            actions, _ = act(agent.network, tally.step.observations, rule, rng)
-            tally.advance(envs.step(actions))
-            stalled = tally.idle >= stall_limit
-            for row in np.flatnonzero(tally.step.ended | stalled):
-                if len(played[row]) < quota:
-                    played[row].append(tally.episode(int(row), len(played[row])))
-                    progress.update()
-            if (restart := stalled & ~tally.step.ended).any():
-                tally.restart(envs.restart(restart))
-    return [episode for own in played for episode in own]
+def _play(agent: Agent, groups: Sequence[_Games], rule: ActionRule, label: str) -> list[Episode]:
+    """Play all games; one group is emulated while the agent decides for the other."""
+
+    def send(games: _Games) -> None:
+        games.envs.send(act(agent.network, games.step.observations, rule, games.rng)[0])
+
+    for games in groups:
+        send(games)
+    count = sum(games.quota * games.envs.envs for games in groups)
+    with tqdm(total=count, desc=label, unit="episode", leave=False, disable=None) as progress:
+        while unfinished := [games for games in groups if not games.finished]:
+            for games in unfinished:
+                progress.update(games.receive())
+                send(games)
+    played = [own for games in groups for own in games.played]
+    return [
+        Episode(env, index, score, length, end)
+        for env, own in enumerate(played)
+        for index, (score, length, end) in enumerate(own)
+    ]
 
 
-class _Tally:
-    """Running totals of the episodes in progress."""
+class _Games:
+    """The games of a group of environments: those in progress, and the results of those that are over."""
 
-    def __init__(self, step: Step) -> None:
-        self.score = np.zeros(len(step.lives))
-        self.length = np.zeros(len(step.lives), dtype=np.int64)
-        self.idle = np.zeros(len(step.lives), dtype=np.int64)
+    def __init__(self, envs: AtariEnvs, quota: int, stall_limit: int, rng: np.random.Generator) -> None:
+        self.envs = envs
+        self.quota = quota
+        self.rng = rng
+        self.step = envs.reset()
+        self.played: list[list[tuple[float, int, str]]] = [[] for _ in range(envs.envs)]
+        self._stall_limit = stall_limit
+        self._score = np.zeros(envs.envs)
+        self._length = np.zeros(envs.envs, dtype=np.int64)
+        self._idle = np.zeros(envs.envs, dtype=np.int64)
+
+    @property
+    def finished(self) -> bool:
+        return all(len(own) == self.quota for own in self.played)
+
+    def receive(self) -> int:
+        """Take the step in flight and note the games that it ended; their number is returned."""
+        before, step = self.step, self.envs.receive()
+        eventful = (step.rewards != 0) | (step.lives != before.lives) | step.first
+        self._score = np.where(step.first, 0, self._score + step.rewards)
+        self._length = np.where(step.first, 0, self._length + 1)
+        self._idle = np.where(eventful, 0, self._idle + 1)
         self.step = step
-
-    def advance(self, step: Step) -> None:
-        eventful = (step.rewards != 0) | (step.lives != self.step.lives) | step.first
-        self.score = np.where(step.first, 0, self.score + step.rewards)
-        self.length = np.where(step.first, 0, self.length + 1)
-        self.idle = np.where(eventful, 0, self.idle + 1)
-        self.step = step
-
-    def restart(self, step: Step) -> None:
-        """Forget the rows that were restarted; the others have not moved."""
-        for total in (self.score, self.length, self.idle):
-            total[step.first] = 0
-        self.step = step
-
-    def episode(self, row: int, index: int) -> Episode:
-        end = "capped" if self.step.capped[row] else "over" if self.step.ended[row] else "stalled"
-        return Episode(row, index, float(self.score[row]), int(self.length[row]), end)
+        stalled = self._idle >= self._stall_limit
+        noted = [int(row) for row in np.flatnonzero(step.ended | stalled) if len(self.played[row]) < self.quota]
+        for row in noted:
+            end = "capped" if step.capped[row] else "over" if step.ended[row] else "stalled"
+            self.played[row].append((float(self._score[row]), int(self._length[row]), end))
+        if (restart := stalled & ~step.ended).any():
+            self.step = self.envs.restart(restart)  # the other rows have not moved
+            for total in (self._score, self._length, self._idle):
+                total[restart] = 0
+        return len(noted)

@@ -20,9 +20,9 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs, fast_outputs, faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators
+from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.compression.losses import LOSSES, default_temperature
 from lrp_compress.compression.play import play
-from lrp_compress.compression.replay import FrameReplay
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
 

@@ -32,6 +32,16 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return _divergence(teacher / temperature, student / temperature)
 
 
+@LOSSES.register("jeffreys")
+def jeffreys(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean of the KL divergences in both directions (Jeffreys 1946), half his symmetric divergence.
+
+    A student that cannot match the teacher everywhere ends up softer than the teacher under `kl`, which averages over
+    what it cannot tell apart, and sharper under `reverse_kl`; the two effects counteract here.
+    """
+    return (kl(student, teacher, temperature) + reverse_kl(student, teacher, temperature)) / 2
+
+
 @LOSSES.register("mse")
 def mse(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Mean squared difference of the outputs (Rusu et al. 2015, eq. 2)."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +13,11 @@ import torch
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, act
-from lrp_compress.atari.envs import AtariEnvs, envs_for
-from lrp_compress.compression.replay import FrameReplay
+from lrp_compress.atari.envs import GROUPS, env_groups
+from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
 
-GROUPS = 2  # one is emulated while the network decides for the other and learns
 HELD_OUT_SHARE = 16  # one environment in so many is never learned from
 HELD_OUT_STATES = 4096
 
@@ -82,7 +80,8 @@ def play(
     held_out = FrameReplay(HELD_OUT_STATES, apart, teacher.network.actions)
     played = 0
     with contextlib.ExitStack() as stack:
-        groups = [stack.enter_context(envs) for envs in _groups(teacher, config.envs, protocol, seed)]
+        made = env_groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
+        groups = [stack.enter_context(envs) for envs in made]
         latest = [envs.reset() for envs in groups]
         for turn in itertools.count():
             number = turn % GROUPS
@@ -100,12 +99,3 @@ def play(
                 replay.add(step.observations[rows], labels[rows], step.first[rows], step.ended[rows], begin)
             played += envs.envs
             yield Play(played, training, held_out)
-
-
-def _groups(teacher: Agent, envs: int, protocol: str, seed: int) -> Iterator[AtariEnvs]:
-    """Make the groups; together their threads use the half of the cores that the networks leave."""
-    threads = max(1, (os.cpu_count() or 1) // (2 * GROUPS))
-    seeds = stage_seed(seed, "envs")
-    sizes = [envs - envs // GROUPS, envs // GROUPS]
-    for size, first in zip(sizes, (0, sizes[0]), strict=True):
-        yield envs_for(teacher, size, protocol, seeds + first, threads=threads)

@@ -64,32 +64,29 @@ def made(returns: list[float], protocol: str = "noop") -> Evaluation:
     return Evaluation(episodes, protocol, "sample", 0, float(values.mean()), low, high, 0.0, 0.0)
 
 
-def returns_by_hand(envs: int, steps: int, protocol: str, seed: int) -> tuple[list[list[float]], list[list[int]]]:
-    """Record a long play, then cut it into episodes: returns and lengths per environment."""
-    player, rng = agent(), np.random.default_rng(seed)
+def played_by_hand(env: int, steps: int, protocol: str, seed: int) -> tuple[list[float], list[int]]:
+    """Record a long play of one of two environments, then cut it into episodes: returns and lengths."""
+    player, rng = agent(), np.random.default_rng([seed, env])
     rewards, ended = [], []
-    with envs_for(player, envs, protocol, seed) as games:
+    with envs_for(player, 1, protocol, seed + env) as games:
         step = games.reset()
         for _ in range(steps):
             actions, _ = act(player.network, step.observations, SAMPLE, rng)
             step = games.step(actions)
-            rewards.append(step.rewards)
-            ended.append(step.ended)
-    returns: list[list[float]] = [[] for _ in range(envs)]
-    lengths: list[list[int]] = [[] for _ in range(envs)]
-    for env in range(envs):
-        own, begin = np.array(rewards)[:, env], 0
-        for end in np.flatnonzero(np.array(ended)[:, env]):
-            returns[env].append(float(own[begin : end + 1].sum()))
-            lengths[env].append(int(end + 1 - begin))
-            begin = end + 2  # one more step only returns the first observation of the next episode
+            rewards.append(step.rewards[0])
+            ended.append(step.ended[0])
+    returns, lengths, begin = [], [], 0
+    for end in np.flatnonzero(ended):
+        returns.append(float(sum(rewards[begin : end + 1])))
+        lengths.append(int(end + 1 - begin))
+        begin = end + 2  # one more step only returns the first observation of the next episode
     return returns, lengths
 
 
 @pytest.mark.parametrize("protocol", ["noop", "sticky"])
 def test_returns_are_sums_of_rewards(protocol: str):
     evaluation = evaluated(agent(), protocol=protocol)
-    returns, lengths = returns_by_hand(2, 700, protocol, seed=7)
+    returns, lengths = zip(*(played_by_hand(env, 700, protocol, seed=7) for env in range(2)), strict=True)
     assert min(map(len, returns)) >= 2
     assert evaluation.returns.tolist() == [score for own in returns for score in own[:2]]
     assert [episode.length for episode in evaluation.episodes] == [length for own in lengths for length in own[:2]]

@@ -32,6 +32,7 @@ def test_values(temperature: float):
     expected = {
         "kl": sum(divergence(teacher, student) for student, teacher in pairs) / 2,
         "reverse_kl": sum(divergence(student, teacher) for student, teacher in pairs) / 2,
+        "jeffreys": sum(divergence(*pair) + divergence(*reversed(pair)) for pair in pairs) / 4,
         "mse": sum(squares) / 6 / temperature**2,
         "nll": -(math.log(students[0][0]) + math.log(students[1][2])) / 2,
     }
@@ -41,7 +42,7 @@ def test_values(temperature: float):
     assert abs(expected["kl"] - expected["reverse_kl"]) > 1e-3  # the direction is seen
 
 
-@pytest.mark.parametrize("name", ["kl", "reverse_kl", "mse"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jeffreys", "mse"])
 def test_zero_at_equality_only(name: str):
     loss = LOSSES[name]
     student = TEACHER.clone().requires_grad_()
@@ -52,7 +53,7 @@ def test_zero_at_equality_only(name: str):
     assert loss(STUDENT, TEACHER, 0.3).item() > 0.1
 
 
-@pytest.mark.parametrize("name", ["kl", "reverse_kl"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jeffreys"])
 def test_divergences_ignore_a_shift_of_the_outputs(name: str):
     shift = torch.tensor([[5.0], [-3.0]])
     assert LOSSES[name](STUDENT + shift, TEACHER, 0.7) == pytest.approx(LOSSES[name](STUDENT, TEACHER, 0.7))

@@ -1,6 +1,8 @@
-"""A replay of visited states and the teacher's outputs that keeps every frame once."""
+"""A replay of visited states, each with some numbers of its own, that keeps every frame once."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,14 +25,14 @@ class FrameReplay:
         Capacity over all environments.
     envs : int
         Number of environments that write.
-    actions : int
-        Length of the teacher's outputs.
+    labels : int
+        How many numbers go with a state, e.g. the teacher's output for each action.
     """
 
-    def __init__(self, states: int, envs: int, actions: int) -> None:
+    def __init__(self, states: int, envs: int, labels: int) -> None:
         self.slots = max(states // envs, 4 * STACK)
         self._frames = torch.zeros(envs * self.slots, SIDE, SIDE, dtype=torch.uint8)
-        self._outputs = torch.zeros(envs * self.slots, actions)
+        self._labels = torch.zeros(envs * self.slots, labels)
         self._valid = np.zeros((envs, self.slots), dtype=bool)  # slots that are the newest frame of a stored state
         self._next = np.zeros(envs, dtype=np.int64)
 
@@ -40,7 +42,7 @@ class FrameReplay:
     def add(
         self,
         observations: NDArray[np.uint8],
-        outputs: Tensor,
+        labels: Tensor,
         first: NDArray[np.bool_],
         ended: NDArray[np.bool_],
         begin: int = 0,
@@ -51,8 +53,8 @@ class FrameReplay:
         ----------
         observations : ndarray of uint8, shape (n, 4, 84, 84)
             Consecutive within an environment from call to call.
-        outputs : Tensor of float32, shape (n, actions)
-            The teacher's outputs there.
+        labels : Tensor of float32, shape (n, labels)
+            What is known of these states.
         first : ndarray of bool, shape (n,)
             The observation begins an episode: its whole stack is stored.
         ended : ndarray of bool, shape (n,)
@@ -68,7 +70,7 @@ class FrameReplay:
         for i in np.flatnonzero(whole):
             at = int(flat[i])
             self._frames[at - STACK + 1 : at + 1] = torch.from_numpy(observations[i])
-        self._outputs[flat] = outputs
+        self._labels[flat] = labels
         self._valid[rows, slots] = ~ended
 
     def _reserve(self, rows: NDArray[np.int64], whole: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -94,8 +96,36 @@ class FrameReplay:
         """List the indices of all stored states, for `gather`: int64, shape (len(self),)."""
         return torch.from_numpy(np.flatnonzero(self._valid))
 
+    def followed(self, label: int) -> Tensor:
+        """List the indices of the stored states that are followed by the next one of their environment, or marked.
+
+        Parameters
+        ----------
+        label : int
+            Column of the labels; states where it is positive need no successor.
+
+        Returns
+        -------
+        Tensor of int64
+            A state at index ``i`` that is not marked is followed by the one at ``i + 1``.
+        """
+        marked = (self._labels[:, label] > 0).numpy().reshape(self._valid.shape)
+        successor = np.zeros_like(self._valid)
+        successor[:, :-1] = self._valid[:, 1:]
+        return torch.from_numpy(np.flatnonzero(self._valid & (marked | successor)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything stored; shares memory with this object."""
+        arrays = {"valid": self._valid, "next": self._next}
+        return {"frames": self._frames, "labels": self._labels} | {k: torch.from_numpy(v) for k, v in arrays.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what another replay of the same sizes had stored."""
+        for name, own in self.state_dict().items():
+            own.copy_(state[name])
+
     def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return states and the teacher's outputs.
+        """Return states and their labels.
 
         Parameters
         ----------
@@ -105,6 +135,6 @@ class FrameReplay:
         Returns
         -------
         observations : Tensor of uint8, shape (n, 4, 84, 84)
-        outputs : Tensor of float32, shape (n, actions)
+        labels : Tensor of float32, shape (n, labels)
         """
-        return stacks(self._frames, indices - (STACK - 1)), self._outputs[indices]
+        return stacks(self._frames, indices - (STACK - 1)), self._labels[indices]
