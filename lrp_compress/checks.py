@@ -7,14 +7,16 @@ import difflib
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrp_compress.config import Config, Range, flatten
+from lrp_compress.config import Config, Range, RootConfig, TrainConfig, flatten
 from lrp_compress.errors import UserError, unknown_name
+
+Root = TypeVar("Root", bound=RootConfig)
 
 # Numbers that another one bounds.
 AT_MOST = {
@@ -36,27 +38,25 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
-def groups() -> list[str]:
-    """Names of the groups of ``conf/``, sorted."""
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-
-
-def register_schema() -> None:
-    """Make the types known to Hydra, as the ``schema`` that ``conf/config.yaml`` starts from."""
+def register_schemas() -> None:
+    """Make the types known to Hydra, as the first entry of ``conf/config.yaml`` and ``conf/train.yaml``."""
     ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)
 
 
-def check_config(cfg: DictConfig) -> Config:
+def check_config(cfg: DictConfig, schema: type[Root]) -> Root:
     """Check a composed configuration and turn it into its dataclass.
 
     Parameters
     ----------
     cfg : DictConfig
         The composed configuration without the ``hydra`` node.
+    schema : type
+        The root dataclass.
 
     Returns
     -------
-    Config
+    instance of `schema`
         Every value present, of its type and in its range.
 
     Raises
@@ -69,23 +69,26 @@ def check_config(cfg: DictConfig) -> Config:
         values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
         if values.get("game", MISSING) in (MISSING, None):
             raise UserError(f"no game was chosen; add e.g. game=breakout; games: {', '.join(options('game'))}")
-        _check_section(Config, values, "")
-        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values)))
+        _check_section(schema, schema, values, "")
+        config = cast(Root, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
     except OmegaConfBaseException as error:
         raise UserError(omegaconf_message(error)) from error
-    _check_together(config)
+    if isinstance(config, Config):
+        _check_together(config)
     return config
 
 
-def unknown_key(key: str) -> UserError:
+def unknown_key(key: str, schema: type) -> UserError:
     """Build the error for a dotted key that the configuration does not have."""
-    keys = list(_keys(Config))
+    keys = list(_keys(schema))
     # A bare name may mean the last part of a key: ratio, prune.ratio.
     names = {known.rpartition(".")[2]: known for known in keys} | {known: known for known in keys}
     close = [names[match] for match in difflib.get_close_matches(key, names, n=1)]
     hint = f" (did you mean {close[0]}?)" if close else ""
     section = key.rpartition(".")[0]
-    siblings = [known for known in keys if known.rpartition(".")[0] == section] or groups()
+    siblings = [known for known in keys if known.rpartition(".")[0] == section] or [
+        entry.name for entry in dataclasses.fields(schema)
+    ]
     return UserError(f"there is no setting {key}{hint}; there are: {', '.join(siblings)}")
 
 
@@ -102,12 +105,12 @@ def _keys(section: type, prefix: str = "") -> Iterator[str]:
             yield from _keys(cast(type, kind), f"{prefix}{name}.")
 
 
-def _check_section(section: type, values: Mapping[str, Any], prefix: str) -> None:
-    """Check the keys and values of one dataclass, and of those within it."""
+def _check_section(schema: type, section: type, values: Mapping[str, Any], prefix: str) -> None:
+    """Check the keys and values of one dataclass of the schema, and of those within it."""
     kinds = typing.get_type_hints(section)
     for name in values:
         if name not in kinds:
-            raise unknown_key(prefix + str(name))
+            raise unknown_key(prefix + str(name), schema)
     for entry in dataclasses.fields(section):
         key, value = prefix + entry.name, values.get(entry.name, MISSING)
         if value == MISSING:
@@ -115,7 +118,7 @@ def _check_section(section: type, values: Mapping[str, Any], prefix: str) -> Non
         if dataclasses.is_dataclass(kinds[entry.name]):
             if not isinstance(value, dict):
                 raise UserError(f"{key}={value} is no option of {key}; choose from: {', '.join(options(key))}")
-            _check_section(cast(type, kinds[entry.name]), value, f"{key}.")
+            _check_section(schema, cast(type, kinds[entry.name]), value, f"{key}.")
         elif isinstance(value, dict):
             for part, one in value.items():
                 _check_value(f"{key}.{part}", one, entry.metadata.get("allowed"))

@@ -18,7 +18,7 @@ from lrp_compress import __version__
 from lrp_compress.files import value_digest
 
 # What does not change a run's results, and so is no part of its identity.
-INCIDENTAL = ("tracking", "cache_dir", "force")
+INCIDENTAL = ("tracking", "cache_dir", "device", "force")
 
 
 @dataclass(frozen=True)
@@ -176,21 +176,59 @@ class Config:
     cache_dir: str = MISSING
     force: bool = MISSING
 
+    @property
+    def run_name(self) -> str:
+        """Readable name of a run, e.g. ``breakout-lrp-r0.50-s0``; not unique."""
+        return f"{self.game.name}-{self.criterion.name}-r{self.prune.ratio:.2f}-s{self.seed}"
 
-def flatten(config: Config) -> dict[str, bool | int | float | str | None]:
+
+@dataclass
+class LearnerConfig:
+    """How an agent is trained (``conf/train``)."""
+
+    algorithm: str = MISSING
+    steps: int = _within(1)
+    envs: int = _within(1, 1024)
+    hyperparameters: dict[str, Any] = MISSING
+    adam_epsilon: float = _within(0, open_low=True)
+    fire_on_life_loss: bool = MISSING
+    precision: str = _one_of("auto", "float32", "bfloat16")
+    log_every: int = _within(1)
+    checkpoint_minutes: float = _within(0)
+    evaluate_every: int = _within(1)
+    evaluate_episodes: int = _within(2)
+
+
+@dataclass
+class TrainConfig:
+    """The whole configuration of a training (``conf/train.yaml``)."""
+
+    game: GameConfig = MISSING
+    train: LearnerConfig = MISSING
+    evaluate: EvaluateConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    device: str = MISSING
+    seed: int = _within(0, 2**31 - 1)
+    force: bool = MISSING
+
+    @property
+    def run_name(self) -> str:
+        """Readable name of a training, e.g. ``train-pong-ppo-s0``; not unique."""
+        return f"train-{self.game.name}-{self.train.algorithm}-s{self.seed}"
+
+
+RootConfig = Config | TrainConfig
+
+
+def flatten(config: RootConfig) -> dict[str, bool | int | float | str | None]:
     """All settings by dotted key, e.g. ``prune.ratio``; an empty mapping has none."""
     return dict(_leaves(dataclasses.asdict(config), ""))
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: RootConfig) -> str:
     """Identity of a run: 8 hexadecimal digits of the package's version and of all settings but `INCIDENTAL`."""
     settings = {key: value for key, value in dataclasses.asdict(config).items() if key not in INCIDENTAL}
     return value_digest([__version__, settings])[:8]
-
-
-def run_name(config: Config) -> str:
-    """Readable name of a run, e.g. ``breakout-lrp-r0.50-s0``; not unique."""
-    return f"{config.game.name}-{config.criterion.name}-r{config.prune.ratio:.2f}-s{config.seed}"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

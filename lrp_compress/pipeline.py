@@ -6,7 +6,6 @@ is there is read instead of made again, so the same command goes on where an ear
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -20,11 +19,12 @@ from lrp_compress.compression.criteria import CRITERIA
 from lrp_compress.compression.losses import LOSSES
 from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
-from lrp_compress.config import Config, config_hash, flatten, run_name
-from lrp_compress.files import check_writable, file_digest, read_json, write_json
+from lrp_compress.config import Config
+from lrp_compress.files import check_writable, file_digest
+from lrp_compress.resume import STAGES, run_once
 from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
 from lrp_compress.summary import result_table
-from lrp_compress.tracking.runs import check_store, open_run, training_view
+from lrp_compress.tracking.runs import check_store, training_view
 from lrp_compress.tracking.tracker import Tracker
 
 
@@ -49,7 +49,7 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
     dict of str to float
         The final metrics, by the names of the tracking contract (``teacher/return_mean`` and so on).
     """
-    stage = Stages(config, teacher, digest, run_dir / "stages", tracker)
+    stage = Stages(config, teacher, digest, run_dir / STAGES, tracker)
     stage.probe()
     rollouts = stage.rollouts()
 
@@ -109,44 +109,23 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> None:
     """
     console = Console()
     teacher, digest = _find_teacher(config)
-    identity = {"config_hash": config_hash(config), "teacher": digest}
-    result = run_dir / "result.json"
-    if config.force or not _same_run(run_dir / "identity.json", identity):
-        result.unlink(missing_ok=True)
-        shutil.rmtree(run_dir / "stages", ignore_errors=True)
-        write_json(run_dir / "identity.json", identity)
-    if result.exists():
-        console.print(f"{run_name(config)} has finished before; force=true runs it again.")
-    else:
-        tags = {"game": config.game.name, "criterion": config.criterion.name, "run_dir": str(run_dir.resolve())}
-        with open_run(
-            config.tracking,
-            name=run_name(config),
-            config_hash=identity["config_hash"],
-            tags=tags | ({"sweep": sweep} if sweep else {}),
-            params=flatten(config),
-        ) as tracker:
-            metrics = compress(config, teacher, digest, run_dir, tracker)
-            tracker.metrics(metrics)
-            tracker.artifact(run_dir / ".hydra")
-        write_json(result, metrics)
-    _show(console, config, run_dir)
+    tags = {"criterion": config.criterion.name} | ({"sweep": sweep} if sweep else {})
+    metrics = run_once(
+        config,
+        run_dir,
+        {"teacher": digest},
+        tags,
+        lambda tracker: compress(config, teacher, digest, run_dir, tracker),
+        console,
+    )
+    console.print(result_table(metrics, config.run_name, config.evaluate.confidence))
+    console.print(f"\nstudent   {run_dir / 'student.safetensors'}", soft_wrap=True)
+    console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
+    if view := training_view(config.tracking):
+        console.print(f"runs      {view}", soft_wrap=True)
 
 
 def _find_teacher(config: Config) -> tuple[Agent, str]:
     """Load the teacher, and compute its file's digest."""
     path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
     return load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name)), file_digest(path)
-
-
-def _same_run(path: Path, identity: dict[str, str]) -> bool:
-    return path.exists() and read_json(path) == identity
-
-
-def _show(console: Console, config: Config, run_dir: Path) -> None:
-    metrics = read_json(run_dir / "result.json")
-    console.print(result_table(metrics, run_name(config), config.evaluate.confidence))
-    console.print(f"\nstudent   {run_dir / 'student.safetensors'}", soft_wrap=True)
-    console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
-    if view := training_view(config.tracking):
-        console.print(f"runs      {view}", soft_wrap=True)

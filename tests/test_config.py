@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from ale_py.roms import get_all_rom_ids
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from lrp_compress.checks import check_config, conf_dir, groups, options, register_schema
-from lrp_compress.config import Config, config_hash, flatten, run_name
+from lrp_compress.checks import check_config, conf_dir, options, register_schemas
+from lrp_compress.cli import COMMANDS, default_options
+from lrp_compress.config import Config, TrainConfig, config_hash, flatten
 from lrp_compress.errors import UserError
 
 CHOSEN = ["+game=breakout"]
@@ -20,7 +22,7 @@ CHOSEN = ["+game=breakout"]
 
 @pytest.fixture(autouse=True, scope="module")
 def _hydra() -> Iterator[None]:
-    register_schema()
+    register_schemas()
     OmegaConf.register_new_resolver("run_folder", str, replace=True)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         yield
@@ -31,7 +33,17 @@ def composed(*overrides: str) -> DictConfig:
 
 
 def checked(*overrides: str) -> Config:
-    return check_config(composed(*CHOSEN, *overrides))
+    return check_config(composed(*CHOSEN, *overrides), Config)
+
+
+def checked_training(*overrides: str) -> TrainConfig:
+    return check_config(compose("train", overrides=["+game=pong", *overrides]), TrainConfig)
+
+
+def required_options(command: str) -> list[tuple[str, str]]:
+    """All options of a command's groups that have a default."""
+    groups = default_options(COMMANDS[command])
+    return [(group, option) for group, default in groups.items() if default for option in options(group)]
 
 
 def test_only_the_game_is_missing():
@@ -41,19 +53,42 @@ def test_only_the_game_is_missing():
 
 def test_no_game_lists_the_games_in_one_line():
     with pytest.raises(UserError, match="game=breakout") as caught:
-        check_config(composed())
+        check_config(composed(), Config)
     assert "seaquest" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [(group, option) for group in groups() if group not in ("game", "experiment") for option in options(group)],
-)
+@pytest.mark.parametrize(("group", "option"), required_options("compress"))
 def test_every_option_composes(group: str, option: str):
     before, after = checked(), checked(f"{group}={option}")
     unchanged = {key for key in flatten(before) if not key.startswith(f"{group}.")}
     assert {key: flatten(after)[key] for key in unchanged} == {key: flatten(before)[key] for key in unchanged}
+
+
+@pytest.mark.parametrize(("group", "option"), required_options("train"))
+def test_every_option_of_a_training_composes(group: str, option: str):
+    assert checked_training(f"{group}={option}").game.name == "pong"
+
+
+def test_a_training_misses_only_its_game():
+    assert OmegaConf.missing_keys(compose("train")) == {"game"}
+    assert checked_training().run_name == "train-pong-ppo-s0"
+    for name in options("train"):
+        assert checked_training(f"train={name}").train.algorithm == name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps=0", "train.steps=0 is not allowed; it must be at least 1"),
+        ("train.precision=int8", "train.precision=int8 is unknown"),
+        ("+train.lr=1", "there is no setting train.lr"),
+    ],
+)
+def test_wrong_value_of_a_training_is_refused_in_one_line(override: str, message: str):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        checked_training(override)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("option", options("experiment"))
@@ -88,7 +123,7 @@ def test_the_games_are_those_ale_plays_alone():
 def test_published_scores():
     # Mnih et al. 2015, extended data table 2; Wang et al. 2016.
     for game, scores in {"breakout": (1.7, 30.5), "pong": (-20.7, 14.6), "seaquest": (68.4, 42054.7)}.items():
-        config = check_config(composed(f"+game={game}")).game
+        config = check_config(composed(f"+game={game}"), Config).game
         assert (config.random_score, config.human_score) == scores
     assert sum(OmegaConf.load(path).human_score is not None for path in (conf_dir() / "game").glob("*.yaml")) == 57
 
@@ -147,10 +182,10 @@ def test_edges_are_allowed(override: str):
 
 def test_an_untyped_configuration_is_checked_for_types_too():
     values = OmegaConf.to_container(composed(*CHOSEN), resolve=True)
-    assert check_config(OmegaConf.create(values)) == checked()
+    assert check_config(OmegaConf.create(values), Config) == checked()
     values["prune"]["ratio"] = "half"
     with pytest.raises(UserError, match=r"ratio: Value 'half' of type 'str' could not be converted to Float"):
-        check_config(OmegaConf.create(values))
+        check_config(OmegaConf.create(values), Config)
 
 
 def test_hash_is_the_runs_identity():
@@ -183,7 +218,7 @@ def test_hash_changes_with_the_version(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_names():
-    assert run_name(checked("seed=3", "prune.ratio=0.255")) == "breakout-lrp-r0.26-s3"
+    assert checked("seed=3", "prune.ratio=0.255").run_name == "breakout-lrp-r0.26-s3"
     flat = flatten(checked("++prune.layer_ratios={fc: 0.8}", "tracking=none"))
     assert flat["prune.layer_ratios.fc"] == 0.8
     assert flat["tracking.uri"] is None

@@ -20,14 +20,16 @@ FLOORS = [
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "stages", "artifacts", "pipeline"],
+    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline"],
     [],
-    ["cli", "__main__"],
+    ["mistakes", "cli", "__main__", "train"],
 ]
 ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
+    "sb3_contrib": "training",
+    "stable_baselines3": "training",
     "torch_pruning": "compression.pruning",
     "zennit": "compression.attribution",
 }

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -113,17 +114,34 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
         If the file is no such file, is cut off, holds pickled objects, or holds another architecture.
     """
     state, settings = _read_state(path)
+    return network_from_state(state, actions, settings, f"agent file {path}")
+
+
+def network_from_state(
+    state: State, actions: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({}), source: str = "the agent"
+) -> tuple[PolicyNetwork, Layout]:
+    """Build the network that another library's ``state_dict`` holds; `read_foreign` without the file.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        The ``state_dict``.
+    actions : sequence of int
+        The numbers of actions that fit the game.
+    settings : mapping
+        What a Stable-Baselines3 zip says in plain JSON.
+    source : str
+        What errors call the agent.
+    """
     layout = next((layout for layout in LAYOUTS if _fits(layout, state)), None)
     if layout is None:
         known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
         raise UserError(
-            f"agent file {path}: its tensors ({', '.join(list(state)[:3])}, ...) belong to no known library ({known}); "
+            f"{source}: its tensors ({', '.join(list(state)[:3])}, ...) belong to no known library ({known}); "
             "convert it with lrp_compress.agents.checkpoints.save_agent"
         )
     if odd := [key for key in state if key.startswith(layout.absent)]:
-        raise UserError(
-            f"agent file {path}: {layout.name} with further layers ({odd[0]}); only plain CnnPolicy is read"
-        )
+        raise UserError(f"{source}: {layout.name} with further layers ({odd[0]}); only plain CnnPolicy is read")
     modules = _modules(layout, state)
     tensors = {
         f"{own}.{kind}": state[f"{module}.{kind}"].float()
@@ -131,8 +149,8 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
         for kind in ("weight", "bias")
     }
     if "quantile_net" in modules[0]:
-        tensors |= _mean_quantiles(path, tensors, settings, actions)
-    return _build(path, layout, tensors), layout
+        tensors |= _mean_quantiles(source, tensors, settings, actions)
+    return _build(source, layout, tensors), layout
 
 
 def _read_state(path: Path) -> tuple[State, Mapping[str, Any]]:
@@ -186,7 +204,7 @@ def _own_names(layers: int) -> list[str]:
 
 
 def _mean_quantiles(
-    path: Path, tensors: State, settings: Mapping[str, Any], actions: Sequence[int]
+    source: str, tensors: State, settings: Mapping[str, Any], actions: Sequence[int]
 ) -> dict[str, Tensor]:
     """Average a QR-DQN's outputs, ordered quantile by quantile, into one Q-value per action."""
     outputs = len(tensors["head.bias"])
@@ -196,23 +214,21 @@ def _mean_quantiles(
         stated = []
     count = next((n for n in [*stated, *actions] if outputs % n == 0), None)
     if count is None:
-        raise UserError(f"agent file {path}: {outputs} quantiles in all are not the same number for every action")
+        raise UserError(f"{source}: {outputs} quantiles in all are not the same number for every action")
     layer = {key: tensors[key] for key in ("head.weight", "head.bias")}
     return {key: tensor.view(-1, count, *tensor.shape[1:]).mean(0) for key, tensor in layer.items()}
 
 
-def _build(path: Path, layout: Layout, tensors: State) -> PolicyNetwork:
+def _build(source: str, layout: Layout, tensors: State) -> PolicyNetwork:
     stack = tensors["conv1.weight"].shape[1:2]
     if stack != (STACK,):
-        raise UserError(
-            f"agent file {path}: its observations have {stack[0]} channels, not the {STACK} frames expected"
-        )
+        raise UserError(f"{source}: its observations have {stack[0]} channels, not the {STACK} frames expected")
     widths = {key.removesuffix(".weight"): len(t) for key, t in tensors.items() if key.endswith("weight")}
     actions = widths.pop("head")
     network = PolicyNetwork(widths, layout.head, actions)
     for key, own in network.state_dict().items():
         if own.shape != tensors[key].shape:
             found, expected = tuple(tensors[key].shape), tuple(own.shape)
-            raise UserError(f"agent file {path} is no Nature CNN: {key} has the shape {found}, not {expected}")
+            raise UserError(f"{source} is no Nature CNN: {key} has the shape {found}, not {expected}")
     network.load_state_dict(tensors)
     return network.eval()

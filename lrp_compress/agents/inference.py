@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from lrp_compress.agents.networks import CONV_GEOMETRY, STACK, PolicyNetwork
@@ -37,10 +37,32 @@ def fast_outputs(network: PolicyNetwork, observations: Tensor, dtype: torch.dtyp
     -------
     Tensor of float32, shape (N, actions)
     """
-    with torch.autocast(observations.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-        conv1 = network.conv1
-        features = functional.conv2d(_blocks(observations).to(dtype), _block_weight(conv1.weight) / 255, conv1.bias)
-        return network.after_conv1(features).float()
+    with mixed_precision(observations.device, dtype):
+        return network.after_conv1(fast_conv1(network.conv1, observations, dtype)).float()
+
+
+def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Block in which layers compute in `dtype`, ``torch.bfloat16`` (autocast) or ``torch.float32``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute ``conv1(observations / 255)`` the fast way.
+
+    Parameters
+    ----------
+    conv1 : nn.Conv2d
+        The first layer of a Nature CNN: 8x8, stride 4.
+    observations : Tensor of uint8, shape (N, 4, 84, 84)
+        Contiguous.
+    dtype : torch.dtype
+        Of the computation, as in `mixed_precision`.
+
+    Returns
+    -------
+    Tensor of `dtype`, shape (N, channels, 20, 20)
+    """
+    return functional.conv2d(_blocks(observations).to(dtype), _block_weight(conv1.weight) / 255, conv1.bias)
 
 
 def _blocks(observations: Tensor) -> Tensor:
@@ -84,8 +106,11 @@ def faster_precision(network: PolicyNetwork, batch_size: int) -> torch.dtype:
     Returns
     -------
     torch.dtype
-        The faster of ``torch.bfloat16`` and ``torch.float32``, by the best of five interleaved steps.
+        The faster of ``torch.bfloat16`` and ``torch.float32``, by the best of five interleaved steps; on a GPU bfloat16
+        where its hardware multiplies in it.
     """
+    if network.device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     observations = torch.randint(0, 256, (batch_size, STACK, 84, 84), dtype=torch.uint8, device=network.device)
     seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     for _ in range(6):

@@ -12,6 +12,6 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Environment of a command: this checkout's package, whatever the folder."""
+    """Environment of a command: this checkout's package, whatever the folder, and one thread, as in all tests."""
     kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    return {**kept, "PYTHONPATH": str(REPOSITORY), **extra}
+    return {**kept, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **extra}

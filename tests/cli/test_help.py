@@ -1,19 +1,30 @@
-"""What the command line says of itself."""
+"""What the command lines say of themselves."""
 
 from __future__ import annotations
 
-from lrp_compress.checks import groups, options
+import pytest
+
+from lrp_compress.checks import options
+from lrp_compress.cli import COMMANDS, default_options
 from tests.cli.commands import Command
 
 
-def test_help_names_everything(lrp_compress: Command):
-    done = lrp_compress("--help")
+@pytest.mark.parametrize(
+    ("name", "module", "default", "example"),
+    [
+        ("compress", "lrp_compress", "lrp*", "python -m lrp_compress game=breakout prune.ratio=0.5"),
+        ("train", "lrp_compress.train", "ppo*", "python -m lrp_compress.train game=pong"),
+    ],
+)
+def test_help_names_everything(lrp_compress: Command, name: str, module: str, default: str, example: str):
+    done = lrp_compress("--help", module=module)
     assert (done.returncode, done.stderr) == (0, "")
     words = set(done.stdout.replace(",", " ").replace("*", "").split())
-    assert set(groups()) <= words
-    assert {name for group in groups() for name in options(group)} <= words
-    assert "lrp*" in done.stdout
-    assert "python -m lrp_compress game=breakout prune.ratio=0.5" in done.stdout
+    groups = default_options(COMMANDS[name])
+    assert set(groups) <= words
+    assert {option for group in groups for option in options(group)} <= words
+    assert default in done.stdout
+    assert example in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 120
 
 

@@ -1,0 +1,70 @@
+"""The same command again: what has finished is shown, what has not is continued."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from lrp_compress.config import RootConfig, config_hash, flatten
+from lrp_compress.files import read_json, write_json
+from lrp_compress.tracking.runs import open_run
+from lrp_compress.tracking.tracker import Tracker
+
+STAGES = "stages"  # folder of the finished stages, within a run's
+
+
+def run_once(
+    config: RootConfig,
+    run_dir: Path,
+    identity: Mapping[str, str],
+    tags: Mapping[str, str],
+    work: Callable[[Tracker], dict[str, float]],
+    console: Console,
+) -> dict[str, float]:
+    """Do a run, or go on with it, or find that it is done.
+
+    Parameters
+    ----------
+    config : Config or TrainConfig
+        The checked configuration; its hash is part of the run's identity.
+    run_dir : Path
+        The run's folder. Another run's stages in it, and under ``force`` its own, are removed.
+    identity : mapping of str to str
+        What else the results depend on.
+    tags : mapping of str to str
+        Of the run in MLflow.
+    work : callable
+        Does what is not done yet and returns the final metrics.
+    console : Console
+        Where a run that is done is mentioned.
+
+    Returns
+    -------
+    dict of str to float
+        The final metrics.
+    """
+    result, stamp = run_dir / "result.json", run_dir / "identity.json"
+    identity = {"config_hash": config_hash(config), **identity}
+    if config.force or not (stamp.exists() and read_json(stamp) == identity):
+        result.unlink(missing_ok=True)
+        shutil.rmtree(run_dir / STAGES, ignore_errors=True)
+        write_json(stamp, identity)
+    if result.exists():
+        console.print(f"{config.run_name} has finished before; force=true runs it again.")
+    else:
+        with open_run(
+            config.tracking,
+            name=config.run_name,
+            config_hash=identity["config_hash"],
+            tags={"game": config.game.name, "run_dir": str(run_dir.resolve()), **tags},
+            params=flatten(config),
+        ) as tracker:
+            metrics = work(tracker)
+            tracker.metrics(metrics)
+            tracker.artifact(run_dir / ".hydra")
+        write_json(result, metrics)
+    values: dict[str, float] = read_json(result)
+    return values

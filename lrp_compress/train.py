@@ -1,0 +1,6 @@
+"""``python -m lrp_compress.train``: train an agent to compress."""
+
+from lrp_compress.cli import main
+
+if __name__ == "__main__":
+    main("train")

@@ -1,0 +1,109 @@
+"""Learning algorithms by name: Stable-Baselines3's classes around the fast Nature CNN.
+
+To add one, register its class and write ``conf/train/name.yaml``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from sb3_contrib import QRDQN
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+
+from lrp_compress.agents.inference import faster_precision
+from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.config import LearnerConfig
+from lrp_compress.errors import UserError, unknown_name
+from lrp_compress.registry import Registry
+from lrp_compress.training.policies import FastNatureCNN
+from lrp_compress.training.replay import FrameReplayBuffer
+from lrp_compress.training.vec_env import AtariVecEnv
+
+FALLING = "lin_"  # a value written lin_X falls linearly from X to 0, as in RL Baselines3 Zoo
+
+ALGORITHMS: Registry[type[BaseAlgorithm]] = Registry("algorithm")
+ALGORITHMS.register("ppo")(PPO)  # Schulman et al. 2017
+ALGORITHMS.register("dqn")(DQN)  # Mnih et al. 2015
+ALGORITHMS.register("qrdqn")(QRDQN)  # Dabney et al. 2018
+
+
+def make_learner(config: LearnerConfig, env: AtariVecEnv, device: str, seed: int) -> BaseAlgorithm:
+    """Make a Stable-Baselines3 learner with a new network.
+
+    Parameters
+    ----------
+    config : LearnerConfig
+        Algorithm and hyperparameters.
+    env : AtariVecEnv
+        Where it learns.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+    seed : int
+        Of the network, the exploration and the batches.
+
+    Returns
+    -------
+    BaseAlgorithm
+        The network has the Nature CNN's keys, whatever the algorithm.
+
+    Raises
+    ------
+    UserError
+        If the algorithm or a hyperparameter is unknown, or its class refuses a value.
+    """
+    algorithm = ALGORITHMS[config.algorithm]
+    arguments = hyperparameters(config)
+    if issubclass(algorithm, OffPolicyAlgorithm):
+        arguments["replay_buffer_class"] = FrameReplayBuffer
+    network = {
+        "features_extractor_class": FastNatureCNN,
+        "features_extractor_kwargs": {"dtype": _dtype(config, env, device)},
+        "net_arch": [],
+        "normalize_images": False,
+        "optimizer_kwargs": {"eps": config.adam_epsilon, "fused": True},
+    }
+    try:
+        learner = algorithm("CnnPolicy", env, policy_kwargs=network, device=device, seed=seed, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"train.hyperparameters: {config.algorithm} refuses them: {reason}") from error
+    # only now: the orthogonal initialisation of the policies fails on weights that lie channels last
+    learner.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return learner
+
+
+def hyperparameters(config: LearnerConfig) -> dict[str, Any]:
+    """Read the configured hyperparameters as arguments of the algorithm's class.
+
+    Raises
+    ------
+    UserError
+        If the class has no such argument, or a value is no number.
+    """
+    known = set(inspect.signature(ALGORITHMS[config.algorithm]).parameters)
+    for name in config.hyperparameters:
+        if name not in known:
+            raise unknown_name("train.hyperparameters", name, known)
+    return {name: _value(value) for name, value in config.hyperparameters.items()}
+
+
+def _value(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return LinearSchedule(float(value.removeprefix(FALLING)), 0.0, 1.0)
+    except ValueError as error:
+        raise UserError(f"train.hyperparameters: {value} is neither a number nor {FALLING}NUMBER") from error
+
+
+def _dtype(config: LearnerConfig, env: AtariVecEnv, device: str) -> torch.dtype:
+    if config.precision != "auto":
+        dtype: torch.dtype = getattr(torch, config.precision)
+        return dtype
+    network = PolicyNetwork(NATURE_WIDTHS, "q", env.actions).to(device)
+    return faster_precision(network, int(config.hyperparameters.get("batch_size", 256)))

@@ -1,0 +1,158 @@
+"""The whole path of one training: learn, evaluate, and leave the agent's file with its card."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import shlex
+from pathlib import Path
+
+import torch
+import yaml
+from rich.console import Console
+
+from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.atari.acting import action_rule
+from lrp_compress.atari.envs import PROTOCOLS, minimal_actions
+from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
+from lrp_compress.atari.recording import record_play
+from lrp_compress.config import TrainConfig
+from lrp_compress.errors import UserError
+from lrp_compress.figures import return_strips, side_by_side_video
+from lrp_compress.files import stored
+from lrp_compress.resume import STAGES, run_once
+from lrp_compress.seeding import stage_seed
+from lrp_compress.tracking.runs import check_store, training_view
+from lrp_compress.tracking.tracker import Tracker
+from lrp_compress.training.algorithms import make_learner
+from lrp_compress.training.card import write_card
+from lrp_compress.training.learning import learn, make_envs
+
+VIDEO_STEPS = 1800  # two minutes at most
+DEVICES = ("cpu", "cuda")
+
+
+def train(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str, float]:
+    """Train an agent and find out how it plays.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The checked configuration.
+    run_dir : Path
+        The run's folder; ``agent.safetensors`` and ``card.md`` are left in it.
+    tracker : Tracker
+        Where metrics and artifacts go as they come.
+
+    Returns
+    -------
+    dict of str to float
+        The final metrics: ``noop/return_mean`` and so on, by protocol.
+    """
+    stages = run_dir / STAGES
+    path, checkpoint = stages / "agent.safetensors", stages / "checkpoint.pt"
+    look = functools.partial(_look, config)
+    save_half = functools.partial(save_agent, dtype=torch.float16)
+    stored(path, lambda: learn(config, checkpoint, tracker, look), save_half, load_agent)
+    agent = load_agent(path)  # as it is shipped, in half precision
+    checkpoint.unlink(missing_ok=True)
+    evaluations = {
+        protocol: stored(
+            stages / f"evaluation-{protocol}.json",
+            functools.partial(_evaluate, config, agent, protocol),
+            save_evaluation,
+            load_evaluation,
+        )
+        for protocol in PROTOCOLS
+    }
+    publish(config, agent, evaluations, run_dir, tracker)
+    return {
+        f"{protocol}/{name}": value
+        for protocol, evaluation in evaluations.items()
+        for name, value in _metrics(evaluation).items()
+    }
+
+
+def publish(
+    config: TrainConfig, agent: Agent, evaluations: dict[str, Evaluation], run_dir: Path, tracker: Tracker
+) -> None:
+    """Write the agent's file, its card, a picture of its returns and a video, and hand them to the tracker."""
+    figures = run_dir / "figures"
+    save_agent(run_dir / "agent.safetensors", agent, torch.float16)
+    overrides = [f.lstrip("+") for f in yaml.safe_load((run_dir / ".hydra" / "overrides.yaml").read_text())]
+    write_card(
+        run_dir / "card.md",
+        agent,
+        config.game,
+        [shlex.quote(override) for override in overrides],
+        evaluations,
+        minimal_actions(config.game.name),
+    )
+    tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
+    rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
+    frames = record_play(agent, rule, "noop", stage_seed(config.seed, "video"), VIDEO_STEPS)
+    side_by_side_video(figures / "play.gif", [frames])
+    for artifact in (run_dir / "agent.safetensors", run_dir / "card.md", figures):
+        tracker.artifact(artifact)
+
+
+def preflight(config: TrainConfig) -> None:
+    """Check what a training needs from outside, before anything is written.
+
+    Raises
+    ------
+    UserError
+        If there is no such device, the algorithm or a hyperparameter is unknown or refused, the game has no FIRE to
+        press, or the tracking store does not answer.
+    """
+    if config.device not in DEVICES:
+        raise UserError(f"device={config.device} is unknown; choose from: {', '.join(DEVICES)}")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but PyTorch finds no GPU; choose device=cpu or install a CUDA build of torch")
+    with contextlib.closing(make_envs(config, config.seed)) as env:
+        make_learner(dataclasses.replace(config.train, precision="float32"), env, config.device, config.seed)
+    check_store(config.tracking)
+
+
+def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> None:
+    """Do one training, or go on with it, or find that it is done; then say where its agent is.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        The checked configuration.
+    run_dir : Path
+        The run's folder; the files of its stages are kept in it.
+    sweep : str or None
+        Name of the sweep the run belongs to.
+    """
+    console = Console()
+    tags = {"algorithm": config.train.algorithm} | ({"sweep": sweep} if sweep else {})
+    metrics = run_once(config, run_dir, {}, tags, functools.partial(train, config, run_dir), console)
+    for protocol in PROTOCOLS:
+        mean, low, high = (metrics[f"{protocol}/return_{name}"] for name in ("mean", "ci_low", "ci_high"))
+        console.print(f"return, {protocol:<6} {mean:.1f} ({low:.1f} to {high:.1f})", soft_wrap=True)
+    agent = run_dir / "agent.safetensors"
+    console.print(f"agent     {agent}\ncard      {run_dir / 'card.md'}", soft_wrap=True)
+    console.print(f"compress  python -m lrp_compress game={config.game.name} teacher.source={agent}", soft_wrap=True)
+    if view := training_view(config.tracking):
+        console.print(f"runs      {view}", soft_wrap=True)
+
+
+def _evaluate(config: TrainConfig, agent: Agent, protocol: str, steps: int | None = None) -> Evaluation:
+    """Evaluate as configured, or shortly after some steps of the training."""
+    how, part = config.evaluate, ("evaluate", protocol)
+    if steps is not None:
+        how, part = dataclasses.replace(how, episodes=config.train.evaluate_episodes), ("look", str(steps))
+    rule = action_rule(how.action, agent.network.head_kind, how.epsilon)
+    return evaluate(agent, how, config.game, rule, protocol, stage_seed(config.seed, *part), f"evaluate {protocol}")
+
+
+def _look(config: TrainConfig, agent: Agent, steps: int) -> dict[str, float]:
+    return {f"eval/{name}": value for name, value in _metrics(_evaluate(config, agent, "noop", steps)).items()}
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, float]:
+    names = {"return_mean": "mean", "return_ci_low": "ci_low", "return_ci_high": "ci_high"}
+    return {name: getattr(evaluation, field) for name, field in names.items()}

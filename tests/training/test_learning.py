@@ -1,0 +1,182 @@
+"""Short trainings on real games: the network is the plain Nature CNN, and a stopped training goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from stable_baselines3.common.torch_layers import NatureCNN
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.checks import check_config, conf_dir, options, register_schemas
+from lrp_compress.config import TrainConfig
+from lrp_compress.errors import UserError
+from lrp_compress.tracking.tracker import Tracker
+from lrp_compress.training.algorithms import make_learner
+from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from lrp_compress.training.learning import agent_of, learn, make_envs
+from lrp_compress.training.policies import FastNatureCNN
+
+SMALL = {
+    "ppo": ["++train.hyperparameters.n_steps=16", "++train.hyperparameters.batch_size=32"],
+    "dqn": ["++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"],
+    "qrdqn": ["++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"],
+}
+
+
+def config(algorithm: str = "ppo", *overrides: str) -> TrainConfig:
+    register_schemas()
+    OmegaConf.register_new_resolver("run_folder", str, replace=True)
+    small = [f"train={algorithm}", "train.envs=4", "train.steps=256", "train.log_every=64", "train.precision=float32"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=["+game=breakout", *small, *SMALL[algorithm], *overrides])
+    return check_config(cfg, TrainConfig)
+
+
+class Notes(Tracker):
+    """Keeps the points of the curves."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def metrics(self, values: Any, step: int = 0) -> None:
+        self.points.append((step, dict(values)))
+
+
+def no_look(agent: Agent, steps: int) -> dict[str, float]:
+    return {}
+
+
+def pixels(count: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_algorithm_has_its_file():
+    assert options("train") == sorted(SMALL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_those_of_stable_baselines3(dtype: torch.dtype):
+    with contextlib.closing(make_envs(config(), 0)) as env:
+        space = env.observation_space
+    torch.manual_seed(0)
+    fast, plain = FastNatureCNN(space, dtype, True), NatureCNN(space)
+    plain.load_state_dict(fast.state_dict())
+    fast.to(memory_format=torch.channels_last)
+    observations = pixels()
+    own, theirs = fast(observations.float()), plain(observations.float() / 255)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(own, theirs, rtol=tolerance, atol=tolerance * float(theirs.detach().abs().max()))
+    own.sum().backward()
+    theirs.sum().backward()
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3 if dtype == torch.float32 else 0.1, atol=2.0)
+
+
+@pytest.mark.parametrize("algorithm", sorted(SMALL))
+def test_the_agent_computes_what_its_learner_does(algorithm: str, tmp_path: Path):
+    settings = config(algorithm)
+    agent = learn(settings, tmp_path / "checkpoint.pt", Tracker(), no_look)
+    with contextlib.closing(make_envs(settings, 0)) as env:
+        learner = make_learner(settings.train, env, "cpu", 0)
+        restore(learner, read_checkpoint(tmp_path / "checkpoint.pt") or {})
+    assert learner.num_timesteps == 256
+    observations = pixels()
+    with torch.no_grad():
+        if algorithm == "ppo":
+            expected = learner.policy.get_distribution(observations).distribution.logits
+            own = agent.network(observations).log_softmax(1)
+        elif algorithm == "dqn":
+            expected, own = learner.policy.q_net(observations), agent.network(observations)
+        else:
+            expected, own = learner.policy.quantile_net(observations).mean(1), agent.network(observations)
+    torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+    assert agent.network.head_kind == ("policy" if algorithm == "ppo" else "q")
+    assert agent.info.lineage["steps"] == 256
+
+
+@pytest.mark.parametrize("algorithm", sorted(SMALL))
+def test_learning_changes_every_layer(algorithm: str, tmp_path: Path):
+    settings = config(algorithm)
+    with contextlib.closing(make_envs(settings, 0)) as env:
+        before = agent_of(make_learner(settings.train, env, "cpu", 0), settings)
+    after = learn(settings, tmp_path / "checkpoint.pt", Tracker(), no_look)
+    for name, tensor in before.network.state_dict().items():
+        assert not torch.equal(tensor, after.network.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_a_stopped_training_goes_on_where_its_checkpoint_is(algorithm: str, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint.pt"
+    settings = config(algorithm, "train.checkpoint_minutes=0", "train.evaluate_every=100")
+    notes = Notes()
+
+    class Stop(Exception):
+        pass
+
+    def stop(agent: Agent, steps: int) -> dict[str, float]:
+        if steps > 128:
+            raise Stop
+        return {"eval/return_mean": float(steps)}
+
+    with pytest.raises(Stop):
+        learn(settings, checkpoint, notes, stop)
+    saved = read_checkpoint(checkpoint)
+    assert saved is not None
+    done = saved["counters"]["num_timesteps"]
+    assert 64 <= done < 256
+    assert max(step for step, _ in notes.points) <= done
+    agent = learn(settings, checkpoint, notes, no_look)
+    assert agent.info.lineage["steps"] == 256
+    steps = [step for step, values in notes.points if "time/steps_per_s" in values]
+    assert steps == sorted(set(steps))  # no point twice
+    assert {step // 64 for step in steps} == {1, 2, 3, 4}  # and no gap
+    assert any("eval/return_mean" in values for _, values in notes.points)
+
+
+def test_a_checkpoint_holds_everything(tmp_path: Path):
+    settings = config("dqn")
+    learn(settings, tmp_path / "one.pt", Tracker(), no_look)
+    with contextlib.closing(make_envs(settings, 0)) as env:
+        learner = make_learner(settings.train, env, "cpu", 0)
+        restore(learner, read_checkpoint(tmp_path / "one.pt") or {})
+        save_checkpoint(tmp_path / "two.pt", learner, [1.0, 2.0])
+    one, two = (read_checkpoint(tmp_path / f"{name}.pt") or {} for name in ("one", "two"))
+    assert one["counters"] == two["counters"]
+    assert two["returns"] == [1.0, 2.0]
+    for part in ("policy", "replay"):
+        assert all(torch.equal(tensor, two[part][name]) for name, tensor in one[part].items())
+    for key, values in one["optimizer"]["state"].items():
+        assert all(torch.equal(value, two["optimizer"]["state"][key][name]) for name, value in values.items())
+    assert one["optimizer"]["state"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("++train.hyperparameters.learning_rat=1", "did you mean learning_rate"),
+        ("++train.hyperparameters.learning_rate=quick", "quick is neither a number nor lin_NUMBER"),
+        ("++train.hyperparameters.batch_size=1", "ppo refuses them"),
+        ("train.algorithm=ppoo", "algorithm=ppoo is unknown (did you mean ppo?)"),
+    ],
+)
+def test_what_the_algorithm_refuses_is_named_in_one_line(override: str, message: str):
+    settings = config("ppo", override)
+    with contextlib.closing(make_envs(settings, 0)) as env, pytest.raises(UserError) as caught:
+        make_learner(settings.train, env, "cpu", 0)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", pickle.dumps(print)])
+def test_a_damaged_checkpoint_is_named_in_one_line(content: bytes, tmp_path: Path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint.pt is no whole checkpoint; force=true trains anew"):
+        read_checkpoint(path)
