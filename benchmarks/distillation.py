@@ -29,6 +29,8 @@ from lrp_compress.config import DistillConfig
 CONFIG = DistillConfig(
     loss="kl",
     temperature=1.0,
+    hint=0.0,
+    match_entropy=False,
     samples=0,
     step_samples=0,
     data="student",
@@ -85,7 +87,7 @@ def plain_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
 def our_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
     outputs = torch.zeros(2, teacher.network.actions)
     rule = action_rule("sample", "policy", 0.0)
-    return distill(half_width(teacher), teacher, outputs, CONFIG, samples, rule, "noop", seed).samples_per_s
+    return distill(half_width(teacher), {}, teacher, outputs, CONFIG, samples, rule, "noop", seed).samples_per_s
 
 
 def main() -> None:

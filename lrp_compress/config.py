@@ -111,6 +111,8 @@ class DistillConfig:
 
     loss: str = MISSING
     temperature: float | None = _within(0, open_low=True)
+    hint: float = _within(0)
+    match_entropy: bool = MISSING
     samples: int = _within(0)
     step_samples: int = _within(0)
     data: str = _one_of("teacher", "student", "mixed")

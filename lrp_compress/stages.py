@@ -148,6 +148,7 @@ class Stages:
             seed = stage_seed(config.seed, "distill", step)
             result = distill(
                 agent.network,
+                agent.info.kept,
                 self.teacher,
                 rollouts.outputs,
                 config.distill,
@@ -159,7 +160,11 @@ class Stages:
             )
             record = {key: value for key, value in dataclasses.asdict(result).items() if key != "network"}
             write_json(self._step_file(step, "distillation.json"), record)
-            self._tracker.metrics({"distill/samples_per_s": result.samples_per_s}, step)
+            values = {
+                "distill/samples_per_s": result.samples_per_s,
+                "distill/entropy_temperature": result.entropy_temperature,
+            }
+            self._tracker.metrics(values, step)
             self._tracker.flush()
             return Agent(result.network, agent.info)
 

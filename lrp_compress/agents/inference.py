@@ -8,7 +8,9 @@ channels in place of 4; and the division by 255 moves from the pixels to the wei
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +80,26 @@ def _block_weight(weight: Tensor) -> Tensor:
     filters = len(weight)
     parts = weight.view(filters, STACK, TAPS, BLOCK, TAPS, BLOCK).permute(0, 1, 3, 5, 2, 4)
     return parts.reshape(filters, STACK * BLOCK * BLOCK, TAPS, TAPS)
+
+
+@contextlib.contextmanager
+def dense_values(network: PolicyNetwork) -> Iterator[dict[str, Tensor]]:
+    """Collect what the dense hidden layers compute in the block, after the ReLU.
+
+    Yields
+    ------
+    dict of str to Tensor
+        By layer, of shape (N, units); those of the last call, filled in by it.
+    """
+    values: dict[str, Tensor] = {}
+    with contextlib.ExitStack() as stack:
+        for name in network.dense_layers:
+
+            def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                values[name] = output
+
+            stack.callback(getattr(network, f"{name}_relu").register_forward_hook(keep).remove)
+        yield values
 
 
 @torch.inference_mode()

@@ -41,6 +41,7 @@ class PolicyNetwork(nn.Module):
 
     conv1: nn.Conv2d
     conv1_relu: nn.ReLU
+    head: nn.Linear
     value_head: nn.Linear
     advantage_head: nn.Linear
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import batched_outputs, fast_outputs, faster_precision
+from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs, faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators
 from lrp_compress.atari.replay import FrameReplay
-from lrp_compress.compression.losses import LOSSES, default_temperature
+from lrp_compress.compression.losses import LOSSES, default_temperature, hint_loss, match_entropy
 from lrp_compress.compression.play import play
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
@@ -67,6 +67,8 @@ class Distillation:
         One entry per check.
     temperature : float
         The temperature used.
+    entropy_temperature : float
+        What the logits were divided by in the end to match the teacher's entropy; 1 if nothing was.
     precision : str
         ``"float32"`` or ``"bfloat16"``.
     env_steps : int
@@ -78,6 +80,7 @@ class Distillation:
     network: PolicyNetwork
     curve: list[Progress]
     temperature: float
+    entropy_temperature: float
     precision: str
     env_steps: int
     samples_per_s: float
@@ -85,6 +88,7 @@ class Distillation:
 
 def distill(
     student: PolicyNetwork,
+    kept: Mapping[str, Sequence[int]],
     teacher: Agent,
     teacher_outputs: Tensor,
     config: DistillConfig,
@@ -100,6 +104,9 @@ def distill(
     ----------
     student : PolicyNetwork
         Where to start from; left as it is.
+    kept : mapping of str to sequence of int
+        Per hidden layer the teacher's channels that the student's stem from; the dense ones are given the teacher's
+        values as hints. A layer left out gets none.
     teacher : Agent
         Labels every visited state.
     teacher_outputs : Tensor of float32, shape (N, actions)
@@ -122,14 +129,15 @@ def distill(
     Distillation
     """
     if not samples:
-        return Distillation(copy.deepcopy(student), [], 1.0, "float32", 0, 0.0)
+        return Distillation(copy.deepcopy(student), [], 1.0, 1.0, "float32", 0, 0.0)
     student = copy.deepcopy(student).train()
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with cores_shared_with_emulators():
         dtype = PRECISIONS.get(config.precision) or faster_precision(student, config.batch_size)
     temperature = config.temperature or default_temperature(teacher.network.head_kind, teacher_outputs)
     precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
-    learner = _Learner(student, config, samples, temperature, dtype, stage_seed(seed, "batches"))
+    hinted = {name: kept[name] for name in student.dense_layers if config.hint and name in kept}
+    learner = _Learner(student, list(hinted), config, samples, temperature, dtype, stage_seed(seed, "batches"))
     curve: list[Progress] = []
     next_check = samples / CHECKS
 
@@ -138,7 +146,7 @@ def distill(
 
     with (
         cores_shared_with_emulators(),
-        contextlib.closing(play(teacher, actor, config, rule, protocol, seed, dtype)) as plays,
+        contextlib.closing(play(teacher, actor, hinted, config, rule, protocol, seed, dtype)) as plays,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
         played = next(plays)  # once the emulators are made
@@ -152,10 +160,13 @@ def distill(
                 curve.append(learner.check(played.held_out))
                 bar.set_postfix(loss=f"{curve[-1].loss:.4f}", agreement=f"{curve[-1].agreement:.3f}")
                 on_check(curve[-1])
+    entropy_temperature = 1.0
+    if config.match_entropy and student.head_kind == "policy":
+        entropy_temperature = learner.match_entropy(played.held_out)
     network = learner.best.eval()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     speed = learner.samples / (time.perf_counter() - start)
-    return Distillation(network, curve, temperature, precision, played.steps, speed)
+    return Distillation(network, curve, temperature, entropy_temperature, precision, played.steps, speed)
 
 
 def _teacher_acts(config: DistillConfig, progress: float) -> bool:
@@ -168,6 +179,7 @@ class _Learner:
     def __init__(
         self,
         student: PolicyNetwork,
+        hinted: Sequence[str],
         config: DistillConfig,
         samples: int,
         temperature: float,
@@ -181,6 +193,7 @@ class _Learner:
         self._total = samples
         self._config = config
         self._temperature = temperature
+        self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
         self._optimiser = torch.optim.AdamW(
@@ -208,16 +221,21 @@ class _Learner:
     def _step(self, observations: Tensor, labels: Tensor) -> None:
         for group in self._optimiser.param_groups:
             group["lr"] = self._config.learning_rate * (1 - self.progress)
-        loss = self._loss(fast_outputs(self.student, observations, self.dtype), labels, self._temperature)
+        outputs, hints = labels.tensor_split([self.student.actions], dim=1)
+        with dense_values(self.student) as values:
+            loss = self._loss(fast_outputs(self.student, observations, self.dtype), outputs, self._temperature)
+        self._losses.append(loss.detach())
+        if self._hinted:
+            own = torch.cat([values[name].float() for name in self._hinted], 1)
+            loss = loss + self._config.hint * hint_loss(own, hints)
         self._optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), self._config.max_grad_norm)
         self._optimiser.step()
-        self._losses.append(loss.detach())
 
     def check(self, held_out: FrameReplay) -> Progress:
         """Keep the student as the best if it agrees with the teacher at least as often, on the same states."""
-        observations, labels = held_out.gather(held_out.stored())
+        observations, labels = self._gather_all(held_out)
         outputs = batched_outputs(self.student, observations, self.dtype)
         agreement = _agreement(outputs, labels)
         if agreement >= _agreement(batched_outputs(self.best, observations, self.dtype), labels):
@@ -226,6 +244,19 @@ class _Learner:
         self._losses.clear()
         held_out_loss = float(self._loss(outputs, labels, self._temperature))
         return Progress(self.samples, loss, held_out_loss, agreement)
+
+    def match_entropy(self, held_out: FrameReplay) -> float:
+        """Make the best student as decisive as the teacher on held-out states; the temperature is returned."""
+        observations, labels = self._gather_all(held_out)
+        temperature = match_entropy(batched_outputs(self.best, observations), labels)
+        with torch.no_grad():
+            for parameter in self.best.head.parameters():
+                parameter.div_(temperature)
+        return temperature
+
+    def _gather_all(self, replay: FrameReplay) -> tuple[Tensor, Tensor]:
+        observations, labels = replay.gather(replay.stored())
+        return observations, labels[:, : self.student.actions]
 
 
 def _agreement(outputs: Tensor, labels: Tensor) -> float:

@@ -76,3 +76,45 @@ def default_temperature(head: str, outputs: Tensor) -> float:
     best = outputs.topk(2, dim=1).values
     gap = (best[:, 0] - best[:, 1]).median().item()
     return max(Q_SHARPNESS * gap, 1e-6)
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error of hidden values relative to the teacher's mean square (Romero et al. 2015, "FitNets").
+
+    Parameters
+    ----------
+    student, teacher : Tensor of float32, shape (N, units)
+        Values of the units both have.
+    """
+    return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-6)
+
+
+def match_entropy(student: Tensor, teacher: Tensor) -> float:
+    """Find the temperature at which a student's policy is as decisive as its teacher's.
+
+    A student that minimises a divergence hedges where it cannot tell states apart, and so acts more randomly than its
+    teacher; one factor on its outputs undoes that on average (as in the calibration of Guo et al. 2017, fitted to the
+    teacher's entropy in place of labels).
+
+    Parameters
+    ----------
+    student, teacher : Tensor of float32, shape (N, actions)
+        Action logits on the same states.
+
+    Returns
+    -------
+    float
+        To divide the student's logits by, in [0.5, 2]: their policies' mean entropies are equal then.
+    """
+    wanted = _entropy(teacher)
+    low, high = 0.5, 2.0
+    for _ in range(30):  # the entropy grows with the temperature
+        middle = (low + high) / 2
+        low, high = (low, middle) if _entropy(student / middle) > wanted else (middle, high)
+    return (low + high) / 2
+
+
+def _entropy(logits: Tensor) -> float:
+    """Mean entropy of the policies softmax(logits), in nats."""
+    logarithms = logits.double().log_softmax(1)
+    return -float((logarithms.exp() * logarithms).sum(1).mean())

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.inference import dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, act
 from lrp_compress.atari.envs import GROUPS, env_groups
@@ -19,7 +20,7 @@ from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
 
 HELD_OUT_SHARE = 16  # one environment in so many is never learned from
-HELD_OUT_STATES = 4096
+HELD_OUT_STATES = 8192
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Play:
     steps : int
         Agent steps emulated.
     training, held_out : FrameReplay
-        Visited states with the teacher's outputs, of different environments.
+        Visited states of different environments, labelled with the teacher's outputs and then its units' values.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Play:
 def play(
     teacher: Agent,
     actor: Callable[[], PolicyNetwork],
+    kept: Mapping[str, Sequence[int]],
     config: DistillConfig,
     rule: ActionRule,
     protocol: str,
@@ -56,6 +58,8 @@ def play(
         Labels every visited state.
     actor : callable
         Returns the network that acts now.
+    kept : mapping of str to sequence of int
+        Units of the teacher's dense layers whose values are stored with its outputs, layer by layer in this order.
     config : DistillConfig
         Number of environments and size of the replay.
     rule : ActionRule
@@ -76,8 +80,9 @@ def play(
         rule = ActionRule("greedy", config.epsilon)
     rng = np.random.default_rng(stage_seed(seed, "actions"))
     apart = max(1, config.envs // HELD_OUT_SHARE)
-    training = FrameReplay(config.replay_states, config.envs - apart, teacher.network.actions)
-    held_out = FrameReplay(HELD_OUT_STATES, apart, teacher.network.actions)
+    labels = teacher.network.actions + sum(len(units) for units in kept.values())
+    training = FrameReplay(config.replay_states, config.envs - apart, labels)
+    held_out = FrameReplay(HELD_OUT_STATES, apart, labels)
     played = 0
     with contextlib.ExitStack() as stack:
         made = env_groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
@@ -87,7 +92,9 @@ def play(
             number = turn % GROUPS
             envs = groups[number]
             step = latest[number] if turn < GROUPS else envs.receive()
-            actions, labels = act(teacher.network, step.observations, rule, rng, dtype)
+            with dense_values(teacher.network) as values:
+                actions, outputs = act(teacher.network, step.observations, rule, rng, dtype)
+            known = torch.cat([outputs, *(values[name][:, list(units)].float() for name, units in kept.items())], 1)
             if actor() is not teacher.network:
                 actions, _ = act(actor(), step.observations, rule, rng, dtype)
             envs.send(actions)
@@ -96,6 +103,6 @@ def play(
                 (held_out, slice(split), 0),
                 (training, slice(split, None), number * (groups[0].envs - apart)),
             ):
-                replay.add(step.observations[rows], labels[rows], step.first[rows], step.ended[rows], begin)
+                replay.add(step.observations[rows], known[rows], step.first[rows], step.ended[rows], begin)
             played += envs.envs
             yield Play(played, training, held_out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrp_compress.agents.inference import batched_outputs, fast_outputs, faster_precision
+from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs, faster_precision
 from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 
 NETWORKS = {
@@ -98,3 +98,22 @@ def test_faster_precision_leaves_the_network_as_it_was():
     assert faster_precision(network, 8) in (torch.float32, torch.bfloat16)
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["nature", "dueling", "two dense layers"])
+def test_dense_values_are_what_the_heads_see(kind: str):
+    network = built(kind)
+    with dense_values(network) as values:
+        outputs = fast_outputs(network, frames(3))
+    assert {name: tuple(tensor.shape) for name, tensor in values.items()} == {
+        name: (3, network.widths[name]) for name in network.dense_layers
+    }
+    if kind == "dueling":
+        value, advantage = network.value_head(values["value_fc1"]), network.advantage_head(values["advantage_fc1"])
+        expected = value + advantage - advantage.mean(1, keepdim=True)
+    else:
+        expected = network.head(values[network.dense_layers[-1]])
+    torch.testing.assert_close(outputs, expected)
+    before = dict(values)
+    fast_outputs(network, frames(2))
+    assert all(values[name] is tensor for name, tensor in before.items())  # no longer listening

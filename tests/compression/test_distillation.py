@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
-from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.agents.inference import batched_outputs, dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import ActionRule
@@ -19,7 +21,7 @@ from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.distillation import Distillation, Progress, action_agreement, distill
-from lrp_compress.compression.losses import LOSSES
+from lrp_compress.compression.losses import LOSSES, hint_loss
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.config import DistillConfig, PruneConfig, RolloutsConfig
 
@@ -50,10 +52,18 @@ def configured(**changes: Any) -> DistillConfig:
 
 
 def distilled(
-    student: PolicyNetwork, teacher: Agent, play: Rollouts, samples: int, seed: int = 0, **changes: Any
+    student: PolicyNetwork,
+    teacher: Agent,
+    play: Rollouts,
+    samples: int,
+    seed: int = 0,
+    kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    **changes: Any,
 ) -> tuple[Distillation, list[Progress]]:
     heard: list[Progress] = []
-    result = distill(student, teacher, play.outputs, configured(**changes), samples, SAMPLE, "noop", seed, heard.append)
+    result = distill(
+        student, kept, teacher, play.outputs, configured(**changes), samples, SAMPLE, "noop", seed, heard.append
+    )
     return result, heard
 
 
@@ -189,3 +199,35 @@ def test_action_agreement_by_hand(play: Rollouts):
         same = student(observations).argmax(1) == play.outputs[:64].argmax(1)
     assert action_agreement(student, observations, play.outputs[:64]) == pytest.approx(same.float().mean().item())
     assert action_agreement(student, observations, -1.0 * play.outputs[:64]) != 1
+
+
+def test_hints_bring_the_kept_units_closer(teacher: Agent, play: Rollouts):
+    config = PruneConfig(0.6, {}, "all", "layer", "one_shot", 1, 1, 1)
+    norms = {n: getattr(teacher.network, n).weight.detach().flatten(1).norm(dim=1) for n in teacher.network.widths}
+    widths = teacher.network.widths
+    plan = plan_pruning(
+        ChannelScores(norms, "magnitude", 0), teacher.network, widths, all_channels(widths), config, 0.6
+    )
+    student, units = apply_pruning(teacher.network, plan), plan.kept_original["fc1"]
+    observations = play.observations(torch.arange(len(play)))
+
+    def error(network: PolicyNetwork) -> float:
+        values = []
+        for one in (network, teacher.network):
+            with torch.no_grad(), dense_values(one) as found:
+                one(observations)
+            values.append(found["fc1"])
+        return hint_loss(values[0], values[1][:, units]).item()
+
+    settings = {"batch_size": 32, "passes": 4, "learning_rate": 1e-3, "kept": plan.kept_original}
+    with_hints, without = (distilled(student, teacher, play, 3000, hint=hint, **settings)[0] for hint in (1.0, 0.0))
+    assert error(with_hints.network) < 0.9 * min(error(without.network), error(student))
+
+
+def test_the_entropy_is_matched_by_one_factor(teacher: Agent, play: Rollouts):
+    matched, plain = (distilled(small_student(), teacher, play, 800, match_entropy=match)[0] for match in (True, False))
+    assert plain.entropy_temperature == 1
+    assert matched.entropy_temperature not in (0.5, 1, 2)
+    for name, tensor in plain.network.state_dict().items():
+        factor = matched.entropy_temperature if name.startswith("head") else 1.0
+        torch.testing.assert_close(matched.network.state_dict()[name] * factor, tensor, rtol=1e-3, atol=1e-4)

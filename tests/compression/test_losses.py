@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from lrp_compress.compression.losses import LOSSES, default_temperature
+from lrp_compress.compression.losses import LOSSES, default_temperature, hint_loss, match_entropy
 from lrp_compress.errors import UserError
 
 STUDENT = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
@@ -113,3 +113,30 @@ def test_default_temperature():
         assert default_temperature(head, outputs[:, [2, 0, 1]]) == pytest.approx(0.03)
     assert default_temperature("q", torch.zeros(5, 3)) > 0  # undecided everywhere
     assert default_temperature("q", torch.zeros(5, 1)) == 1
+
+
+def test_hints_are_relative_to_the_teachers_values():
+    teacher = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    assert hint_loss(teacher, teacher) == 0
+    assert hint_loss(torch.zeros(2, 2), teacher) == pytest.approx(1)
+    assert hint_loss(torch.zeros(2, 2), 10 * teacher) == pytest.approx(1)
+    assert hint_loss(torch.ones(2, 2), torch.zeros(2, 2)).isfinite()
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
+def test_matched_entropy_undoes_a_factor(factor: float):
+    teacher = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * 2
+    assert match_entropy(factor * teacher, teacher) == pytest.approx(factor, rel=1e-5)
+
+
+def test_matched_entropy_makes_a_hedging_student_as_decisive_as_its_teacher():
+    generator = torch.Generator().manual_seed(0)
+    teacher = torch.randn(2000, 4, generator=generator) * 2
+    student = 0.9 * teacher + 0.3 * torch.randn(2000, 4, generator=generator)
+
+    def entropy(logits: torch.Tensor) -> float:
+        return torch.distributions.Categorical(logits=logits).entropy().mean().item()
+
+    assert entropy(student) > entropy(teacher) + 0.01
+    assert entropy(student / match_entropy(student, teacher)) == pytest.approx(entropy(teacher), abs=1e-5)
+    assert match_entropy(torch.zeros(5, 4), teacher[:5]) == pytest.approx(0.5, abs=1e-6)  # never more than twofold

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.agents.inference import batched_outputs, dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import ActionRule
@@ -34,12 +36,13 @@ def played(
     actor: PolicyNetwork | None = None,
     seed: int = 0,
     rule: ActionRule = SAMPLE,
+    kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
     **changes: Any,
 ) -> Play:
     values = {**OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "distill" / "kl.yaml")), "envs": 5, **changes}  # type: ignore[dict-item]
     config = DistillConfig(**values)
     network = actor or teacher.network
-    with contextlib.closing(play(teacher, lambda: network, config, rule, "noop", seed, torch.float32)) as plays:
+    with contextlib.closing(play(teacher, lambda: network, kept, config, rule, "noop", seed, torch.float32)) as plays:
         return list(itertools.islice(plays, turns))[-1]
 
 
@@ -82,3 +85,13 @@ def test_the_seed_decides(teacher: Agent):
     one, same, other = (everything(played(teacher, 20, seed=seed)) for seed in (0, 0, 1))
     assert torch.equal(one[0], same[0])
     assert not torch.equal(one[0], other[0])
+
+
+def test_the_teachers_units_are_stored_behind_its_outputs(teacher: Agent):
+    units = [300, 7, 41]
+    observations, labels = everything(played(teacher, 12, kept={"fc1": units}))
+    network = teacher.network
+    with torch.no_grad(), dense_values(network) as values:
+        outputs = network(observations)
+    torch.testing.assert_close(labels, torch.cat([outputs, values["fc1"][:, units]], 1), rtol=1e-4, atol=1e-4)
+    assert labels[:, 4:].max() > 0
