@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import http.client
 import os
+import sqlite3
 import tempfile
 import urllib.error
 import urllib.parse
@@ -79,10 +80,14 @@ def check_database(path: Path) -> None:
         raise UserError(f"tracking.uri: {path} is not a file; name the database file, as in sqlite:///mlflow.db")
     if not os.access(path, os.R_OK | os.W_OK):
         raise UserError(f"tracking.uri: {path} is not writable; choose another")
-    with open(path, "rb") as file:
-        # SQLite takes an empty file for a new database.
-        if file.read(16) not in (b"", b"SQLite format 3\0"):
-            raise UserError(f"tracking.uri: {path} is not a SQLite database; choose another file")
+    # Not by reading the file: its closing would drop the locks that connections of this process hold on it (POSIX), and
+    # another process could take their write-ahead log away.
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as database:
+            database.execute("pragma schema_version")
+    except sqlite3.DatabaseError as error:
+        reason = "is not a SQLite database" if "not a database" in str(error) else f"cannot be used ({error})"
+        raise UserError(f"tracking.uri: {path} {reason}; choose another file") from error
 
 
 def check_answers(uri: str, timeout_s: float) -> None:

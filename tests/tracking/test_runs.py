@@ -471,3 +471,22 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     assert tracking.training_view(config) == f"{page}/runs?workflowType=machine_learning"
     assert continued.address == f"{page}/runs/{tracker.run_id}"
     assert capfd.readouterr() == ("", "")
+
+
+def test_check_beside_an_open_run_does_not_cost_its_lock(config: TrackingConfig) -> None:
+    """A plain open and close of the database would drop the lock, and the next process take the write-ahead log away."""
+    path = config.uri.removeprefix("sqlite:///") if config.uri else ""
+    visit = (
+        f"import sqlite3; d = sqlite3.connect({path!r}); d.execute('select count(*) from runs').fetchone(); d.close()"
+    )
+    with open_run(config) as tracker:
+        tracker.metrics({"before": 1.0})
+        tracker.flush()
+        tracking.check_store(config)
+        subprocess.run([sys.executable, "-c", visit], check=True)
+        tracker.metrics({"after": 2.0})
+        tracker.flush()
+    code = f"import sqlite3; print(sqlite3.connect({path!r}).execute('select key, value from metrics').fetchall())"
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert seen.strip() == "[('before', 1.0), ('after', 2.0)]"
+    assert get(config, tracker.run_id).info.status == "FINISHED"
