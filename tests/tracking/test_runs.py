@@ -474,7 +474,7 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_check_beside_an_open_run_does_not_cost_its_lock(config: TrackingConfig) -> None:
-    """A plain open and close of the database would drop the lock, and the next process take the write-ahead log away."""
+    """A plain open and close of the file would drop the lock, and the next process take the write-ahead log away."""
     path = config.uri.removeprefix("sqlite:///") if config.uri else ""
     visit = (
         f"import sqlite3; d = sqlite3.connect({path!r}); d.execute('select count(*) from runs').fetchone(); d.close()"
