@@ -132,6 +132,18 @@ def network_from_state(
         What a Stable-Baselines3 zip says in plain JSON.
     source : str
         What errors call the agent.
+
+    Returns
+    -------
+    network : PolicyNetwork
+        As from `read_foreign`.
+    layout : Layout
+        Which library's tensors they were.
+
+    Raises
+    ------
+    UserError
+        If they belong to no library that is known here, or to another architecture.
     """
     layout = next((layout for layout in LAYOUTS if _fits(layout, state)), None)
     if layout is None:
