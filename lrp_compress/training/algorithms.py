@@ -26,6 +26,11 @@ from lrp_compress.training.vec_env import AtariVecEnv
 
 FALLING = "lin_"  # a value written lin_X falls linearly from X to 0, as in RL Baselines3 Zoo
 
+# Arguments of the classes that are not the user's to set here.
+TAKEN = {
+    *("policy", "env", "device", "seed", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs"),
+    *("optimize_memory_usage", "tensorboard_log", "verbose", "_init_setup_model"),
+}
 ALGORITHMS: Registry[type[BaseAlgorithm]] = Registry("algorithm")
 ALGORITHMS.register("ppo")(PPO)  # Schulman et al. 2017
 ALGORITHMS.register("dqn")(DQN)  # Mnih et al. 2015
@@ -85,7 +90,7 @@ def hyperparameters(config: LearnerConfig) -> dict[str, Any]:
     UserError
         If the class has no such argument, or a value is no number.
     """
-    known = set(inspect.signature(ALGORITHMS[config.algorithm]).parameters)
+    known = set(inspect.signature(ALGORITHMS[config.algorithm]).parameters) - TAKEN
     for name in config.hyperparameters:
         if name not in known:
             raise unknown_name("train.hyperparameters", name, known)

@@ -110,6 +110,8 @@ def preflight(config: TrainConfig) -> None:
         raise UserError(f"device={config.device} is unknown; choose from: {', '.join(DEVICES)}")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but PyTorch finds no GPU; choose device=cpu or install a CUDA build of torch")
+    if config.train.fire_on_life_loss and "FIRE" not in minimal_actions(config.game.name):
+        raise UserError(f"{config.game.name} has no FIRE action to press; set train.fire_on_life_loss=false")
     with contextlib.closing(make_envs(config, config.seed)) as env:
         make_learner(dataclasses.replace(config.train, precision="float32"), env, config.device, config.seed)
     check_store(config.tracking)

@@ -129,8 +129,12 @@ def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Co
         ([], "no game was chosen; add e.g. game=breakout"),
         (["game=pong", "algorithm=dqnn"], "algorithm=dqnn is unknown (did you mean dqn?)"),
         (["game=pong", "device=tpu"], "device=tpu is unknown; choose from: cpu, cuda"),
-        (["game=freeway", "train.fire_on_life_loss=true"], "freeway has no FIRE action"),
+        (
+            ["game=freeway", "train.fire_on_life_loss=true"],
+            "freeway has no FIRE action to press; set train.fire_on_life_loss=false",
+        ),
         (["game=pong", "train.hyperparameters.gama=1"], "did you mean gamma?"),
+        (["game=pong", "train.hyperparameters.device=cpu"], "device is unknown"),
         (["game=pong", "train.step=5"], "did you mean train.steps?"),
         (["game=pong", "prune.ratio=0.5"], "there is no setting prune.ratio"),
     ],
