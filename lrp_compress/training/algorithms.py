@@ -5,6 +5,7 @@ To add one, register its class and write ``conf/train/name.yaml``.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -13,7 +14,8 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 from lrp_compress.agents.inference import faster_precision
 from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
@@ -32,9 +34,24 @@ TAKEN = {
     *("optimize_memory_usage", "tensorboard_log", "verbose", "_init_setup_model"),
 }
 ALGORITHMS: Registry[type[BaseAlgorithm]] = Registry("algorithm")
-ALGORITHMS.register("ppo")(PPO)  # Schulman et al. 2017
 ALGORITHMS.register("dqn")(DQN)  # Mnih et al. 2015
 ALGORITHMS.register("qrdqn")(QRDQN)  # Dabney et al. 2018
+
+
+@ALGORITHMS.register("ppo")
+class AnnealedPPO(PPO):
+    """PPO (Schulman et al. 2017) whose entropy coefficient can be a schedule, as its learning rate can."""
+
+    @functools.wraps(PPO.__init__)  # type: ignore[misc]  # its signature tells which hyperparameters there are
+    def __init__(self, *args: Any, ent_coef: float | Schedule = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._entropy_schedule = FloatSchedule(ent_coef)
+
+    def train(self) -> None:
+        """Update the policy, with the entropy coefficient of this time of the training."""
+        self.ent_coef = self._entropy_schedule(self._current_progress_remaining)
+        self.logger.record("train/ent_coef", self.ent_coef)
+        super().train()
 
 
 def make_learner(config: LearnerConfig, env: AtariVecEnv, device: str, seed: int) -> BaseAlgorithm:

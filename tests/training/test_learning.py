@@ -140,6 +140,13 @@ def test_a_stopped_training_goes_on_where_its_checkpoint_is(algorithm: str, tmp_
     assert any("eval/return_mean" in values for _, values in notes.points)
 
 
+def test_the_entropy_of_ppo_counts_less_and_less(tmp_path: Path):
+    notes = Notes()
+    learn(config("ppo", "train.hyperparameters.ent_coef=lin_0.04"), tmp_path / "checkpoint.pt", notes, no_look)
+    seen = [values["train/ent_coef"] for _, values in notes.points]
+    assert seen == pytest.approx([0.03, 0.02, 0.01, 0.0])
+
+
 def test_a_checkpoint_holds_everything(tmp_path: Path):
     settings = config("dqn")
     learn(settings, tmp_path / "one.pt", Tracker(), no_look)
