@@ -27,7 +27,7 @@ from lrp_compress.training.algorithms import make_learner
 from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from lrp_compress.training.vec_env import AtariVecEnv
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 GAMES = 100  # finished games that a point of the return's curve is the mean of
 
@@ -184,4 +184,4 @@ class _Watch(BaseCallback):
         save_checkpoint(self._checkpoint, self.model, self._returns)
         self._saved, self._saved_at = self.num_timesteps, time.monotonic()
         played = f", return {np.mean(self._returns):.1f}" if self._returns else ""
-        log.info("checkpoint at %s of %s steps%s", f"{self._saved:,}", f"{self._config.train.steps:,}", played)
+        logger.info("checkpoint at %s of %s steps%s", f"{self._saved:,}", f"{self._config.train.steps:,}", played)
