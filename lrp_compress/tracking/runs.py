@@ -115,42 +115,6 @@ def open_run(
         client.set_terminated(run_id, "FINISHED")
 
 
-def find_finished(config: TrackingConfig, config_hash: str) -> str | None:
-    """Find the newest FINISHED run of a configuration.
-
-    Parameters
-    ----------
-    config : TrackingConfig
-        The store and the experiment; neither is created.
-    config_hash : str
-        The identity given to `open_run`.
-
-    Returns
-    -------
-    str or None
-        The run's id.
-    """
-    with _existing_experiment(config) as found:
-        if found is None:
-            return None
-        client, experiment = found
-        wanted = f"tags.config_hash = '{config_hash}' and attributes.status = 'FINISHED'"
-        runs = client.search_runs([experiment], wanted, max_results=1)
-        return runs[0].info.run_id if runs else None
-
-
-def close_dead_runs(config: TrackingConfig) -> int:
-    """Set to KILLED the experiment's RUNNING runs whose process on this host is gone.
-
-    Returns
-    -------
-    int
-        How many were closed.
-    """
-    with _existing_experiment(config) as found:
-        return 0 if found is None else _close_dead(*found)
-
-
 def training_view(config: TrackingConfig) -> str:
     """Say where the experiment's runs can be looked at.
 

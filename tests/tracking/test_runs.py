@@ -165,20 +165,13 @@ def test_store_has_a_write_ahead_log(config: TrackingConfig, tmp_path: Path) -> 
         assert database.execute("pragma journal_mode").fetchone() == ("wal",)
 
 
-def test_finished_run_is_found_by_its_hash(config: TrackingConfig, tmp_path: Path) -> None:
-    assert tracking.find_finished(config, "abc") is None
+def test_finished_run_is_not_continued(config: TrackingConfig) -> None:
     with open_run(config) as first:
-        assert tracking.find_finished(config, "abc") is None
-    assert tracking.find_finished(config, "abc") == first.run_id
-    assert tracking.find_finished(config, "abd") is None
+        pass
     with open_run(config) as again:
         pass
     assert again.run_id != first.run_id
-    assert tracking.find_finished(config, "abc") == again.run_id
-    absent = TrackingConfig(uri=f"sqlite:///{tmp_path}/absent.db", experiment="test", timeout_s=5)
-    assert tracking.find_finished(absent, "abc") is None
-    assert tracking.close_dead_runs(absent) == 0
-    assert not (tmp_path / "absent.db").exists()
+    assert get(config, first.run_id).info.status == "FINISHED"
 
 
 def test_many_and_long_values(config: TrackingConfig) -> None:
@@ -233,7 +226,6 @@ def test_null_store_keeps_nothing_and_costs_nothing(tmp_path: Path) -> None:
         "    tracker.image(Path('absent'), 'relevance/teacher')\n"
         "    tracker.flush()\n"
         "assert tracker.run_id is None and tracker.address is None\n"
-        "assert tracking.find_finished(config, 'abc') is None\n"
         "assert tracking.training_view(config) == ''\n"
         "assert 'mlflow' not in sys.modules\n"
     )
@@ -305,7 +297,6 @@ def test_run_of_a_dead_process_is_closed_and_continued(config: TrackingConfig) -
         run_id = line(process)
         with pytest.raises(UserError, match=rf"is already running \(pid {process.pid}\)"), open_run(config):
             pass
-        assert tracking.close_dead_runs(config) == 0
         process.kill()
         # Not waited for: its entry in the process table stays, as under a parent that never asks.
         deadline = time.monotonic() + 10
@@ -325,8 +316,8 @@ def test_run_of_a_dead_process_is_closed_and_continued(config: TrackingConfig) -
 def test_pid_used_again_does_not_keep_a_run_alive(config: TrackingConfig) -> None:
     with open_run(config) as tracker:
         tracker.tags({"process_start": "1"})
-        assert tracking.close_dead_runs(config) == 1
-        assert get(config, tracker.run_id).info.status == "KILLED"
+        with open_run(config, "another"):
+            assert get(config, tracker.run_id).info.status == "KILLED"
 
 
 def test_run_of_another_host_is_left_alone(config: TrackingConfig, caplog: pytest.LogCaptureFixture) -> None:
@@ -359,7 +350,7 @@ def test_deleted_experiment_is_refused(config: TrackingConfig) -> None:
     client.delete_experiment(client.get_experiment_by_name("test").experiment_id)
     with pytest.raises(UserError, match=r"experiment=test was deleted.*mlflow experiments restore"), open_run(config):
         pass
-    assert tracking.find_finished(config, "abc") is None
+    assert "/experiments/" not in tracking.training_view(config)
 
 
 def test_store_of_another_mlflow_is_refused_in_one_line(template: Path, tmp_path: Path) -> None:
@@ -387,7 +378,10 @@ def test_four_processes_set_up_one_new_store(tmp_path: Path) -> None:
             ends.append((process.returncode, noise))
     assert ends == [(0, "")] * 4
     config = TrackingConfig(uri=uri, experiment="test", timeout_s=5)
-    assert len({tracking.find_finished(config, str(index)) for index in range(4)} - {None}) == 4
+    client = client_of(config)
+    runs = client.search_runs([client.get_experiment_by_name("test").experiment_id])
+    assert sorted(run.data.tags["config_hash"] for run in runs) == ["0", "1", "2", "3"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 # --- looking at runs -------------------------------------------------------------------------------------------------
@@ -462,8 +456,8 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     with open_run(config, params={"a": 2}) as continued:
         continued.image(np.zeros((8, 8), np.uint8), "relevance/teacher")
     assert continued.run_id == tracker.run_id
-    assert tracking.find_finished(config, "abc") == tracker.run_id
     run = get(config, tracker.run_id)
+    assert run.info.status == "FINISHED"
     assert (run.data.params, run.data.metrics) == ({"a": "1"}, {"loss": 0.5})
     files = sorted(path.suffix for path in (tmp_path / "files").rglob(f"{tracker.run_id}/artifacts/**/*.*"))
     assert files == [".json", ".png", ".webp"]
