@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrp_compress.config import Config, Range, RootConfig, TrainConfig, flatten
+from lrp_compress.config import Config, Range, RootConfig, SearchConfig, TrainConfig, flatten
 from lrp_compress.errors import UserError, unknown_name
 
 Root = TypeVar("Root", bound=RootConfig)
@@ -75,6 +75,32 @@ def check_config(cfg: DictConfig, schema: type[Root]) -> Root:
         raise UserError(omegaconf_message(error)) from error
     if isinstance(config, Config):
         _check_together(config)
+    return config
+
+
+def settings(config: DictConfig) -> DictConfig:
+    """Give the composed configuration without Hydra's own node."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def check_search(values: Mapping[str, Any]) -> SearchConfig:
+    """Check the settings of a search and turn them into their dataclass.
+
+    Raises
+    ------
+    UserError
+        For a value that is unknown, missing, of the wrong type, out of range or at odds with another one.
+    """
+    try:
+        _check_section(SearchConfig, SearchConfig, values, "search.")
+        config = cast(SearchConfig, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SearchConfig), values)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"search.{omegaconf_message(error)}") from error
+    if config.space.min_samples > config.space.max_samples:
+        raise UserError(
+            f"search.space.min_samples={config.space.min_samples} is more than "
+            f"search.space.max_samples={config.space.max_samples}; lower the one or raise the other"
+        )
     return config
 
 

@@ -26,7 +26,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lrp_compress.checks import check_config, conf_dir, options, register_schemas
+from lrp_compress.checks import check_config, conf_dir, options, register_schemas, settings
 from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrainConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
@@ -67,8 +67,14 @@ COMMANDS = {
         "config",
         Config,
         "lrp_compress.pipeline",
-        ("game", "experiment"),
-        {"game=": "+game=", "experiment=": "+experiment=", "prune.layer_ratios": "++prune.layer_ratios"},
+        ("game", "experiment", "search"),
+        {
+            "game=": "+game=",
+            "experiment=": "+experiment=",
+            "search=": "+search=",
+            "search.": "hydra.sweeper.",
+            "prune.layer_ratios": "++prune.layer_ratios",
+        },
     ),
     "train": Command(
         "train",
@@ -124,11 +130,6 @@ class CheckFirst(Callback):
                     return
             if refusals:
                 raise refusals[0]
-
-
-def settings(config: DictConfig) -> DictConfig:
-    """Give the composed configuration without Hydra's own node."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def sweep_jobs(config: DictConfig) -> Iterator[DictConfig]:
@@ -218,15 +219,18 @@ def written_out(arguments: Sequence[str], shorthand: Mapping[str, str]) -> list[
     ]
 
 
-def run_job(command: Command, cfg: DictConfig) -> None:
-    """Do what the command is for, for the job that Hydra has set up."""
+def run_job(command: Command, cfg: DictConfig) -> dict[str, float]:
+    """Do what the command is for, for the job that Hydra has set up; its metrics are returned."""
     config = check_config(cfg, command.schema)
     module = importlib.import_module(command.module)
     job = HydraConfig.get()
     swept = job.mode == RunMode.MULTIRUN
     if swept:  # a single run has had it, before its folder was made
         module.preflight(config)
-    module.run(config, Path(job.runtime.output_dir), Path(job.sweep.dir).name if swept else None)
+    metrics: dict[str, float] = module.run(
+        config, Path(job.runtime.output_dir), Path(job.sweep.dir).name if swept else None
+    )
+    return metrics
 
 
 def main(name: str = "compress") -> None:
@@ -249,17 +253,16 @@ def main(name: str = "compress") -> None:
     codes: list[int] = []  # of the failed jobs of a sweep
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.config)
-    def app(cfg: DictConfig) -> None:
+    def app(cfg: DictConfig) -> dict[str, float]:
         job = HydraConfig.get()
         if job.mode == RunMode.RUN:
             with past_hydra():
-                run_job(command, cfg)
-            return
+                return run_job(command, cfg)
         try:
-            run_job(command, cfg)
+            return run_job(command, cfg)
         except Exception as error:
             codes.append(report(error, command.schema, full, f"job {job.job.num} ({' '.join(job.overrides.task)}): "))
-            raise  # Hydra goes on with the next job and raises the first error at the end
+            raise  # Hydra goes on with the next job; its own sweeper raises the first error at the end
 
     try:
         with sigterm_exits():

@@ -125,6 +125,7 @@ class DistillConfig:
     learning_rate: float = _within(0, open_low=True)
     weight_decay: float = _within(0)
     max_grad_norm: float = _within(0, open_low=True)
+    min_agreement: float | None = _within(0, 1)
     precision: str = _one_of("auto", "float32", "bfloat16")
 
 
@@ -182,6 +183,34 @@ class Config:
     def run_name(self) -> str:
         """Readable name of a run, e.g. ``breakout-lrp-r0.50-s0``; not unique."""
         return f"{self.game.name}-{self.criterion.name}-r{self.prune.ratio:.2f}-s{self.seed}"
+
+
+@dataclass
+class SpaceConfig:
+    """What a search may try (``hydra.sweeper.space``)."""
+
+    name: str = MISSING
+    max_steps: int = _within(2, 100)
+    max_ratio: float = field(default=MISSING, metadata={"allowed": RATIO})
+    min_samples: int = _within(1)
+    max_samples: int = _within(1)
+
+
+@dataclass
+class SearchConfig:
+    """How Optuna searches (``conf/hydra/sweeper/study.yaml``, ``conf/search``)."""
+
+    study: str = MISSING
+    storage: str = MISSING
+    space: SpaceConfig = MISSING
+    objectives: list[str] = MISSING
+    floor: float | None = MISSING
+    sampler: str = MISSING
+    seed: int = _within(0, 2**31 - 1)
+    n_trials: int = _within(1)
+    n_jobs: int = _within(1)
+    confirm_episodes: int = _within(2)
+    stale_minutes: float = _within(0, open_low=True)
 
 
 @dataclass

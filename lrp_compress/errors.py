@@ -1,4 +1,4 @@
-"""The one exception that is a user's mistake, and the hint that goes with an unknown name."""
+"""The exceptions that are told in one line, and the hint that goes with an unknown name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ class UserError(Exception):
 
     The message names what was given, what is allowed and the remedy.
     """
+
+
+class GivenUp(UserError):
+    """A student is too far from its teacher to go on with."""
 
 
 def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:

@@ -15,10 +15,11 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lrp_compress.checks import omegaconf_message, unknown_key
-from lrp_compress.config import RootConfig
-from lrp_compress.errors import UserError, unknown_name
+from lrp_compress.config import RootConfig, SearchConfig
+from lrp_compress.errors import GivenUp, UserError, unknown_name
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+SEARCH = "hydra.sweeper."  # users write search.
 TYPED = {"train": "algorithm"}  # what users write for a group, where that is not its name
 # Folders and disks that cannot be written to are the user's to put right.
 UNWRITABLE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
@@ -46,10 +47,7 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
     if match := re.match(r"Could not override '([^']+)'|Override ([^=]+)\S+ looks like a config group", text):
-        key = match[1] or match[2]
-        return (
-            f"there is no setting {key}; see --hydra-help" if key.startswith("hydra") else str(unknown_key(key, schema))
-        )
+        return _unknown(match[1] or match[2], schema)
     if match := re.match(r"Multiple values for ([^.]+)\.", text):
         return f"{match[1]} is chosen more than once; choose it once, as {match[1]}=OPTION without a +"
     if match := re.match(r"Ambiguous value for argument '(.*)'", text):
@@ -63,6 +61,12 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
     elif isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         text = f"{text.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _unknown(key: str, schema: type[RootConfig]) -> str:
+    if key.startswith(SEARCH):
+        return f"search: {unknown_key(key.removeprefix(SEARCH), SearchConfig)}"
+    return f"there is no setting {key}; see --hydra-help" if key.startswith("hydra") else str(unknown_key(key, schema))
 
 
 def report(error: BaseException, schema: type[RootConfig], full: bool, job: str = "") -> int:
@@ -89,5 +93,5 @@ def report(error: BaseException, schema: type[RootConfig], full: bool, job: str 
         traceback.print_exception(error)
     if mistake or job:
         line = one_line(error, schema) if mistake else f"{type(error).__name__}: {one_line(error, schema)}"
-        print(f"error: {job}{line}", file=sys.stderr, flush=True)
+        print(f"{'' if isinstance(error, GivenUp) else 'error: '}{job}{line}", file=sys.stderr, flush=True)
     return 2 if mistake else 1

@@ -88,14 +88,14 @@ def preflight(config: Config) -> None:
         (LOSSES, config.distill.loss),
     ):
         registry[name]
-    teacher, _ = _find_teacher(config)
+    teacher, _ = find_teacher(config)
     prunable_layers(config.prune, teacher.network.widths)
     envs_for(teacher, 1, config.protocol, config.seed).close()
     check_writable(Path(config.cache_dir), "cache_dir")
     check_store(config.tracking)
 
 
-def run(config: Config, run_dir: Path, sweep: str | None) -> None:
+def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     """Do one run, or go on with it, or find that it is done; then show its result.
 
     Parameters
@@ -106,9 +106,14 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> None:
         The run's folder; the files of its stages are kept in it.
     sweep : str or None
         Name of the sweep the run belongs to.
+
+    Returns
+    -------
+    dict of str to float
+        The final metrics.
     """
     console = Console()
-    teacher, digest = _find_teacher(config)
+    teacher, digest = find_teacher(config)
     tags = {"criterion": config.criterion.name} | ({"sweep": sweep} if sweep else {})
     metrics = run_once(
         config,
@@ -123,9 +128,10 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> None:
     console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
     if view := training_view(config.tracking):
         console.print(f"runs      {view}", soft_wrap=True)
+    return metrics
 
 
-def _find_teacher(config: Config) -> tuple[Agent, str]:
-    """Load the teacher, and compute its file's digest."""
+def find_teacher(config: Config) -> tuple[Agent, str]:
+    """Load the teacher of a configuration, and compute its file's digest."""
     path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
     return load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name)), file_digest(path)

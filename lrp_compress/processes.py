@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,6 +34,19 @@ def process_start(pid: int) -> str | None:
         return None
     # A process that was killed and that its parent has not asked after yet is a zombie.
     return None if fields[0] in "ZX" else fields[19]
+
+
+def owner() -> dict[str, str]:
+    """Name this process for other processes: its ``host``, ``pid`` and ``process_start``."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": str(pid), "process_start": str(process_start(pid))}
+
+
+def process_lives(named: Mapping[str, str]) -> bool | None:
+    """Say whether a process named by `owner` still lives; None if it is another host's, or has no name."""
+    if named.get("host") != socket.gethostname() or "process_start" not in named:
+        return None
+    return process_start(int(named["pid"])) == named["process_start"]
 
 
 @contextlib.contextmanager

@@ -22,9 +22,10 @@ from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollout
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.distillation import Progress, action_agreement, distill
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.config import Config, config_hash
+from lrp_compress.config import Config, DistillConfig, config_hash
 from lrp_compress.deployment.latency import Latency, measure_latency, speedup
 from lrp_compress.deployment.profiling import profile_network
+from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
 from lrp_compress.files import read_json, stored, value_digest, write_json
 from lrp_compress.seeding import stage_seed
@@ -142,6 +143,8 @@ class Stages:
                 "distill/action_agreement": progress.agreement,
             }
             self._tracker.metrics(values, (before + progress.samples) // config.distill.batch_size)
+            if last:
+                _check_hope(config.distill, progress)
 
         def make() -> Agent:
             samples = config.distill.samples if last else config.distill.step_samples
@@ -220,6 +223,17 @@ class Stages:
         return Path(self.config.cache_dir) / f"{kind}-{info.game}-{value_digest([*key, settings])[:16]}"
 
 
+def _check_hope(config: DistillConfig, progress: Progress) -> None:
+    """Give a student up that is far from its teacher after half its distillation."""
+    if config.min_agreement is None or progress.samples < config.samples / 2:
+        return
+    if progress.agreement < config.min_agreement:
+        raise GivenUp(
+            f"given up after {progress.samples:,} of {config.samples:,} samples: student and teacher agree in "
+            f"{progress.agreement:.1%} of the held-out states, less than distill.min_agreement={config.min_agreement}"
+        )
+
+
 def agent_metrics(name: str, agent: Agent, evaluation: Evaluation, latency: Latency) -> dict[str, float]:
     """Name one agent's figures by the tracking contract."""
     profile = profile_network(agent.network)
@@ -251,10 +265,10 @@ def ratio_metrics(
     evaluations: Mapping[str, Evaluation],
     latencies: Mapping[str, Latency],
 ) -> dict[str, float]:
-    """Compare the pruned network and the student with the teacher."""
+    """Compare the other agents with the teacher."""
     values: dict[str, float] = {}
     seed = stage_seed(config.seed, "bootstrap")
-    for name in ("pruned", "student"):
+    for name in evaluations.keys() - {"teacher"}:
         kept = return_kept(
             evaluations[name], evaluations["teacher"], config.game.random_score, config.evaluate.confidence, seed
         )

@@ -21,13 +21,14 @@ FLOORS = [
     ["atari", "deployment"],
     ["compression"],
     ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline"],
-    [],
+    ["search"],
     ["mistakes", "cli", "__main__", "train"],
 ]
 ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
+    "optuna": "search",
     "sb3_contrib": "training",
     "stable_baselines3": "training",
     "torch_pruning": "compression.pruning",

@@ -12,12 +12,13 @@ import os
 import shlex
 import socket
 import sqlite3
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
-from lrp_compress.processes import git_state, process_start, sigterm_exits
+from lrp_compress.processes import git_state, owner, process_lives, sigterm_exits
 from lrp_compress.tracking.stores import check_answers, check_database, database_file, locked, resolve_uri
 from lrp_compress.tracking.tracker import MlflowTracker, Tracker, set_tags
 
@@ -94,7 +95,7 @@ def open_run(
         yield Tracker()
         return
     uri = resolve_uri(config.uri)
-    identity = {**git_state(), **tags, "config_hash": config_hash, **_owner_tags()}
+    identity = {**git_state(), **tags, "config_hash": config_hash, **owner()}
     with sigterm_exits():
         with locked(uri), _refusals_in_one_line(uri):
             client = _connect(uri)
@@ -115,8 +116,8 @@ def open_run(
         client.set_terminated(run_id, "FINISHED")
 
 
-def training_view(config: TrackingConfig) -> str:
-    """Say where the experiment's runs can be looked at.
+def training_view(config: TrackingConfig, sweep: str = "") -> str:
+    """Say where the experiment's runs, or those of one sweep, can be looked at.
 
     Returns
     -------
@@ -130,6 +131,8 @@ def training_view(config: TrackingConfig) -> str:
     with _existing_experiment(config) as found:
         # The experiment's bare address opens a page for language-model traces.
         page = f"/#/experiments/{found[1]}/runs?workflowType=machine_learning" if found else ""
+    if page and sweep:
+        page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}"
     address = f"{_ui(uri)}{page}"
     if database_file(uri) is None:
         return address
@@ -242,14 +245,8 @@ def _close_dead(client: MlflowClient, experiment: str) -> int:
     dead = [
         run.info.run_id
         for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.host = '{host}'")
-        if "process_start" in run.data.tags
-        and process_start(int(run.data.tags["pid"])) != run.data.tags["process_start"]
+        if process_lives(run.data.tags) is False
     ]
     for run_id in dead:
         client.set_terminated(run_id, "KILLED")
     return len(dead)
-
-
-def _owner_tags() -> dict[str, str]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": str(pid), "process_start": str(process_start(pid))}

@@ -1,0 +1,129 @@
+"""The front of a study, evaluated anew.
+
+The best of many noisy results are partly the luckiest (the winner's curse). So every student on the front plays again,
+with seeds that no trial has seen and more episodes, against its teacher; the new figures decide who stays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrp_compress.agents.checkpoints import Agent, load_agent
+from lrp_compress.config import Config, SearchConfig
+from lrp_compress.files import write_json
+from lrp_compress.search.objectives import RETURN_KEPT, dominates, objective_values
+from lrp_compress.seeding import stage_seed
+from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
+from lrp_compress.tracking.tracker import Tracker
+
+FOLDER = "confirmed"  # within the sweep's
+FRONT = "front.json"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trial on the front.
+
+    Attributes
+    ----------
+    number : int
+        The trial's.
+    values : list of float
+        Its objectives.
+    config : Config
+        Its configuration.
+    run_dir : Path
+        Its folder.
+    """
+
+    number: int
+    values: list[float]
+    config: Config
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """A candidate with what was seen when it was evaluated anew.
+
+    Attributes
+    ----------
+    candidate : Candidate
+        The trial.
+    metrics : dict of str to float
+        The new metrics of teacher and student.
+    values : list of float
+        The objectives among them.
+    stays : bool
+        Whether it is above the floor and no other candidate is better in everything.
+    """
+
+    candidate: Candidate
+    metrics: dict[str, float]
+    values: list[float]
+    stays: bool
+
+
+def confirm_front(
+    candidates: Sequence[Candidate], config: SearchConfig, teacher: Agent, digest: str, folder: Path
+) -> list[Confirmed]:
+    """Evaluate the candidates anew and decide which make the final front.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        The trials on the front.
+    config : SearchConfig
+        Objectives, floor, number of episodes.
+    teacher : Agent
+        The agent that all of them stem from.
+    digest : str
+        Digest of its file.
+    folder : Path
+        The sweep's folder; what is done already is read from there.
+
+    Returns
+    -------
+    list of Confirmed
+        In the candidates' order; also written to ``front.json``.
+    """
+    seen = [_evaluate_anew(one, config, teacher, digest, folder / FOLDER) for one in candidates]
+    values = [objective_values(config.objectives, metrics) for metrics in seen]
+    feasible = [config.floor is None or metrics[RETURN_KEPT] >= config.floor for metrics in seen]
+    confirmed = []
+    for i, candidate in enumerate(candidates):
+        beaten = any(feasible[j] and dominates(values[j], values[i], config.objectives) for j in range(len(values)))
+        confirmed.append(Confirmed(candidate, seen[i], values[i], feasible[i] and not beaten))
+    write_json(folder / FRONT, [_record(one, config) for one in confirmed])
+    return confirmed
+
+
+def _evaluate_anew(
+    candidate: Candidate, config: SearchConfig, teacher: Agent, digest: str, folder: Path
+) -> dict[str, float]:
+    own = candidate.config
+    episodes = dataclasses.replace(own.evaluate, episodes=config.confirm_episodes)
+    anew = dataclasses.replace(own, evaluate=episodes, seed=stage_seed(own.seed, "confirm"))
+    stages = Stages(anew, teacher, digest, folder / f"trial-{candidate.number}", Tracker())
+    agents = {"teacher": teacher, "student": load_agent(candidate.run_dir / "student.safetensors")}
+    evaluations = {name: stages.evaluate(agent, name) for name, agent in agents.items()}
+    states = Stages(own, teacher, digest, folder, Tracker()).rollouts()  # those that the trial has used
+    latencies = stages.measure(agents, states)
+    metrics: dict[str, float] = {}
+    for name, agent in agents.items():
+        metrics |= agent_metrics(name, agent, evaluations[name], latencies[name])
+    return metrics | ratio_metrics(anew, metrics, evaluations, latencies)
+
+
+def _record(one: Confirmed, config: SearchConfig) -> dict[str, object]:
+    return {
+        "trial": one.candidate.number,
+        "run_dir": str(one.candidate.run_dir),
+        "found": dict(zip(config.objectives, one.candidate.values, strict=True)),
+        "confirmed": dict(zip(config.objectives, one.values, strict=True)),
+        "on_front": one.stays,
+        "metrics": one.metrics,
+    }

@@ -1,0 +1,206 @@
+"""Optuna's studies: opened by any number of workers, continued after any of them has died."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy.exc
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from lrp_compress.config import SearchConfig
+from lrp_compress.errors import UserError
+from lrp_compress.processes import owner, process_lives
+from lrp_compress.registry import Registry
+from lrp_compress.search.objectives import OBJECTIVES
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+SETTINGS = "settings"  # attributes of studies and trials
+OWNER, BEAT, ERROR, RETRY_OF, SURPLUS = "owner", "beat", "error", "retry_of", "surplus"
+ATTEMPTS = 8  # of workers that make the same database at the same moment
+BEAT_SECONDS = 30.0
+# What a database says when it is busy or half made, and when another worker was faster.
+CONTENTION = (
+    sqlalchemy.exc.IntegrityError,
+    sqlalchemy.exc.OperationalError,
+    sqlalchemy.exc.ProgrammingError,
+    optuna.exceptions.StorageInternalError,
+)
+
+SAMPLERS: Registry[Callable[[int], BaseSampler]] = Registry("search.sampler")
+# constant_liar: workers that ask at the same time are not sent to the same place
+SAMPLERS.register("tpe")(lambda seed: TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True))
+SAMPLERS.register("gp")(lambda seed: GPSampler(seed=seed))
+SAMPLERS.register("nsgaii")(lambda seed: NSGAIISampler(seed=seed))
+SAMPLERS.register("random")(lambda seed: RandomSampler(seed=seed))
+
+
+def open_study(config: SearchConfig, settings: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Study:
+    """Make a study, or open the one of that name.
+
+    Parameters
+    ----------
+    config : SearchConfig
+        Name, storage, sampler, objectives.
+    settings : mapping
+        What the trials have in common, as JSON values. A study is not continued with other ones.
+    starts : sequence of mapping
+        Values of the first trials.
+
+    Raises
+    ------
+    UserError
+        If the storage cannot be used, or the study was made with other settings.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    directions = [OBJECTIVES[name].direction for name in config.objectives]
+
+    def make() -> Study:
+        storage = optuna.storages.RDBStorage(config.storage, engine_kwargs=_engine(config.storage))
+        study = optuna.create_study(
+            study_name=config.study, storage=storage, directions=directions, load_if_exists=True
+        )
+        if study.metric_names is None:
+            study.set_metric_names(config.objectives)
+        if SETTINGS not in study.user_attrs:
+            study.set_user_attr(SETTINGS, dict(settings))
+        return study
+
+    study = _insisting(make, config)
+    _check_same(study, config, directions, settings)
+    for values in starts:
+        study.enqueue_trial(dict(values), skip_if_exists=True)
+    # other draws after every restart, and in every worker
+    study.sampler = SAMPLERS[config.sampler](config.seed + len(study.get_trials(deepcopy=False)))
+    return study
+
+
+def close_dead(study: Study, stale_minutes: float) -> None:
+    """End the trials whose worker is gone and queue their values again.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    stale_minutes : float
+        How long a worker of another host may be silent.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        lives = process_lives(trial.user_attrs.get(OWNER, {}))
+        beat = trial.user_attrs.get(BEAT) or (trial.datetime_start.timestamp() if trial.datetime_start else 0)
+        if lives is False or (lives is None and time.time() - beat > 60 * stale_minutes):
+            requeue(study, trial.number, trial.params, "its worker is gone")
+
+
+def requeue(study: Study, number: int, params: Mapping[str, Any], reason: str) -> None:
+    """End a trial that was cut off, and queue its values again."""
+    try:
+        study.tell(number, state=TrialState.FAIL)
+    except (ValueError, RuntimeError):  # another worker has been faster
+        return
+    logger.warning("trial %d is queued again: %s", number, reason)
+    if params:
+        study.enqueue_trial(dict(params), user_attrs={RETRY_OF: number})
+
+
+def counts(trial: FrozenTrial) -> bool:
+    """Whether a trial is one of the study's total: not if it only waits, was cut off, or was one too many."""
+    if trial.state == TrialState.FAIL:
+        return ERROR in trial.user_attrs
+    return trial.state != TrialState.WAITING
+
+
+def ask(study: Study, config: SearchConfig) -> Trial | None:
+    """Begin a trial, unless the study has all it should have."""
+    if sum(map(counts, study.get_trials(deepcopy=False))) >= config.n_trials:
+        return None
+    trial = study.ask()
+    trial.set_user_attr(OWNER, owner())
+    earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
+    if sum(map(counts, earlier)) < config.n_trials:
+        return trial
+    trial.set_user_attr(SURPLUS, True)  # another worker has asked at the same moment
+    study.tell(trial, state=TrialState.FAIL)
+    return None
+
+
+@contextlib.contextmanager
+def alive(trials: Sequence[Trial]) -> Iterator[None]:
+    """Tell the other hosts every half minute that this worker lives."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_SECONDS):
+            for trial in trials:
+                with contextlib.suppress(Exception):  # a storage that is busy for a moment
+                    trial.set_user_attr(BEAT, time.time())
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _engine(storage: str) -> dict[str, Any]:
+    return {"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else {"pool_pre_ping": True}
+
+
+def _insisting(make: Callable[[], T], config: SearchConfig) -> T:
+    """Try again while other workers make the same database."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return make()
+        except CONTENTION as error:
+            if attempt == ATTEMPTS - 1 or not _passes(error):
+                raise UserError(f"search.storage={_shown(config.storage)}: {_said(error)}") from error
+            time.sleep(0.2 * (attempt + 1) * (0.5 + random.random()))
+        except (ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            raise UserError(f"search.storage={_shown(config.storage)}: {_said(error)}") from error
+    raise AssertionError
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether an error may be gone in a moment; a missing folder or a server that does not answer is not."""
+    text = _said(error)
+    return not any(
+        word in text for word in ("unable to open", "readonly", "refused", "could not translate", "password")
+    )
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error.__cause__ or error).splitlines()[0].split())[:200]
+
+
+def _shown(storage: str) -> str:
+    """Leave the password out of an address."""
+    try:
+        return sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
+    except sqlalchemy.exc.ArgumentError:
+        return storage
+
+
+def _check_same(study: Study, config: SearchConfig, directions: Sequence[str], settings: Mapping[str, Any]) -> None:
+    remedy = "choose another search.study"
+    if [direction.name.lower() for direction in study.directions] != directions or (
+        study.metric_names != config.objectives
+    ):
+        raise UserError(f"study {config.study} optimises {', '.join(study.metric_names or ['?'])}; {remedy}")
+    before = study.user_attrs[SETTINGS]
+    changed = [name for name in settings if settings[name] != before.get(name)]
+    if changed:
+        raise UserError(f"study {config.study} was made with another {', '.join(changed)}; {remedy}")
