@@ -150,6 +150,8 @@ class LatencyConfig:
     decisions: int = _within(1)
     warmup: int = _within(0)
     threads: int = _within(1)
+    max_spread: float = _within(0, open_low=True)
+    attempts: int = _within(1)
 
 
 @dataclass

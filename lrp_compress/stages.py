@@ -23,7 +23,7 @@ from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.distillation import Progress, action_agreement, distill
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.config import Config, DistillConfig, config_hash
-from lrp_compress.deployment.latency import Latency, measure_latency, speedup
+from lrp_compress.deployment.latency import Latency, measure_steadily, speedup
 from lrp_compress.deployment.profiling import profile_network
 from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
@@ -208,7 +208,7 @@ class Stages:
         seed = stage_seed(self.config.seed, "latency")
         return stored(
             self.folder / "latency.json",
-            lambda: measure_latency(networks, observation, self.config.latency, seed),
+            lambda: measure_steadily(networks, observation, self.config.latency, seed),
             lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
             lambda path: {name: Latency(**m) for name, m in read_json(path).items()},
         )
@@ -283,6 +283,7 @@ def ratio_metrics(
         "student/speedup": faster.ratio,
         "student/speedup_low": faster.low,
         "student/speedup_high": faster.high,
+        "student/speedup_spread": faster.spread,
     }
     return {key: value for key, value in values.items() if not math.isnan(value)}
 

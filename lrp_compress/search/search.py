@@ -75,7 +75,7 @@ def read_arguments(arguments: Sequence[str]) -> Typed:
             plain.append(str(override.input_line))
         elif isinstance(value, IntervalSweep):
             whole = isinstance(value.start, int) and isinstance(value.end, int)
-            kind: Any = IntDistribution if whole and "float" not in value.tags else FloatDistribution
+            kind: Any = IntDistribution if whole else FloatDistribution
             given[name] = kind(value.start, value.end, log="log" in value.tags)
         else:
             given[name] = CategoricalDistribution([str(one) for one in override.sweep_string_iterator()])
@@ -117,7 +117,8 @@ def search(
     check_writable(folder, "hydra.sweep.dir")
     teacher, digest = find_teacher(base)
     layers = {name: teacher.network.widths[name] for name in prunable_layers(base.prune, teacher.network.widths)}
-    study = open_study(config, _settings(config, typed, digest), starting_points(base, layers, config.space))
+    study = open_study(config, _settings(config, typed, digest))
+    starts = starting_points(base, layers, config.space)
     fixed = _fixed(typed, base)
 
     def overrides(trial: Trial) -> list[str]:
@@ -126,7 +127,7 @@ def search(
         chosen = {name: value for name, value in chosen.items() if name not in fixed} | ask_for.rest()
         return [*typed.plain, *(_override(name, value) for name, value in chosen.items())]
 
-    _run_trials(study, config, overrides, launch)
+    run_trials(study, config, starts, overrides, launch)
     if left := sum(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False)):
         console.print(f"study {config.study}: {left} trials still run elsewhere; their worker ends the study.")
         return
@@ -162,11 +163,32 @@ def _override(name: str, value: Value) -> str:
     return f"{plus}{name}={value}"
 
 
-def _run_trials(study: Study, config: SearchConfig, overrides: Callable[[Trial], list[str]], launch: Launch) -> None:
+def run_trials(
+    study: Study,
+    config: SearchConfig,
+    starts: Sequence[Mapping[str, Value]],
+    overrides: Callable[[Trial], list[str]],
+    launch: Launch,
+) -> None:
+    """Run trials, a batch at a time, until the study has all it should have.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    config : SearchConfig
+        The checked settings.
+    starts : sequence of mapping
+        Values of the first trials.
+    overrides : callable
+        Asks a trial for its values and returns the job's overrides.
+    launch : callable
+        Runs a batch of jobs, given their overrides and the first one's number.
+    """
     while True:
         close_dead(study, config.stale_minutes)
         trials: list[Trial] = []
-        while len(trials) < config.n_jobs and (trial := ask(study, config)) is not None:
+        while len(trials) < config.n_jobs and (trial := ask(study, config, starts)) is not None:
             trials.append(trial)
         if not trials:
             return
@@ -199,7 +221,7 @@ def _tell(study: Study, config: SearchConfig, trial: Trial, end: JobReturn | Exc
         if config.floor is not None:
             trial.set_constraint("floor", config.floor - metrics[RETURN_KEPT])
         trial.set_user_attr(RETURN_KEPT, metrics[RETURN_KEPT])
-        trial.set_user_attr(SPREAD, metrics["student/speedup_high"] - metrics["student/speedup_low"])
+        trial.set_user_attr(SPREAD, metrics["student/speedup_spread"])
     except GivenUp as reason:
         trial.set_user_attr(GIVEN_UP, str(reason))
         study.tell(trial, state=TrialState.PRUNED)

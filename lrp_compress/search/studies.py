@@ -46,7 +46,7 @@ SAMPLERS.register("nsgaii")(lambda seed: NSGAIISampler(seed=seed))
 SAMPLERS.register("random")(lambda seed: RandomSampler(seed=seed))
 
 
-def open_study(config: SearchConfig, settings: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> Study:
+def open_study(config: SearchConfig, settings: Mapping[str, Any]) -> Study:
     """Make a study, or open the one of that name.
 
     Parameters
@@ -55,8 +55,6 @@ def open_study(config: SearchConfig, settings: Mapping[str, Any], starts: Sequen
         Name, storage, sampler, objectives.
     settings : mapping
         What the trials have in common, as JSON values. A study is not continued with other ones.
-    starts : sequence of mapping
-        Values of the first trials.
 
     Raises
     ------
@@ -80,8 +78,6 @@ def open_study(config: SearchConfig, settings: Mapping[str, Any], starts: Sequen
 
     study = _insisting(make, config)
     _check_same(study, config, directions, settings)
-    for values in starts:
-        study.enqueue_trial(dict(values), skip_if_exists=True)
     # other draws after every restart, and in every worker
     study.sampler = SAMPLERS[config.sampler](config.seed + len(study.get_trials(deepcopy=False)))
     return study
@@ -122,10 +118,29 @@ def counts(trial: FrozenTrial) -> bool:
     return trial.state != TrialState.WAITING
 
 
-def ask(study: Study, config: SearchConfig) -> Trial | None:
-    """Begin a trial, unless the study has all it should have."""
-    if sum(map(counts, study.get_trials(deepcopy=False))) >= config.n_trials:
+def ask(study: Study, config: SearchConfig, starts: Sequence[Mapping[str, Any]]) -> Trial | None:
+    """Begin a trial, unless the study has all it should have.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    config : SearchConfig
+        Number of trials.
+    starts : sequence of mapping
+        Values of the first trials. What was cut off comes before them.
+
+    Returns
+    -------
+    Trial or None
+    """
+    trials = study.get_trials(deepcopy=False)
+    if sum(map(counts, trials)) >= config.n_trials:
         return None
+    if not any(trial.state == TrialState.WAITING for trial in trials):
+        begun = [trial.system_attrs.get("fixed_params") for trial in trials]
+        for values in [values for values in starts if values not in begun][:1]:
+            study.enqueue_trial(dict(values))
     trial = study.ask()
     trial.set_user_attr(OWNER, owner())
     earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]

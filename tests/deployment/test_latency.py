@@ -14,9 +14,17 @@ from torch import Tensor, nn
 
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.config import LatencyConfig
-from lrp_compress.deployment.latency import measure_latency, speedup, summarise_times, turn_orders
+from lrp_compress.deployment import latency as module
+from lrp_compress.deployment.latency import (
+    Latency,
+    measure_latency,
+    measure_steadily,
+    speedup,
+    summarise_times,
+    turn_orders,
+)
 
-CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1)
+CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1, max_spread=0.2, attempts=3)
 OBSERVATION = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
 MS = 1_000_000  # nanoseconds
 CORES = os.sched_getaffinity(0)
@@ -152,3 +160,20 @@ def test_speedup_is_paired_by_round() -> None:
 def test_speedup_of_unequal_rounds_is_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         speedup(summarise_times([[MS], [MS]], 0), summarise_times([[MS]], 0))
+
+
+@pytest.mark.parametrize(
+    ("spreads", "chosen", "measured"), [([0.1], 0, 1), ([0.5, 0.15], 1, 2), ([0.5, 0.3, 0.4, 0.0], 1, 3)]
+)
+def test_an_unsteady_speedup_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch, spreads: list[float], chosen: int, measured: int
+) -> None:
+    def times(spread: float) -> dict[str, Latency]:
+        teacher = [[int((1 + i * spread) * 100 * MS)] for i in (0, 0, 1)]  # slower in the last round
+        return {"teacher": summarise_times(teacher, 0), "student": summarise_times([[100 * MS]] * 3, 0)}
+
+    made = [times(spread) for spread in spreads]
+    rounds = iter(made)
+    monkeypatch.setattr(module, "measure_latency", lambda *arguments: next(rounds))
+    assert measure_steadily({}, OBSERVATION, CONFIG, seed=0) is made[chosen]
+    assert len(list(rounds)) == len(spreads) - measured
