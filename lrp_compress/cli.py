@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas, settings
-from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrainConfig, config_hash
+from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, TrainConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.mistakes import report
@@ -131,6 +131,11 @@ class CheckFirst(Callback):
             if refusals:
                 raise refusals[0]
 
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Write the report of a sweep of which no job failed; `main` does it for the others."""
+        with past_hydra():
+            report_sweep(self._command, Path(config.hydra.sweep.dir), config)
+
 
 def sweep_jobs(config: DictConfig) -> Iterator[DictConfig]:
     """Compose the jobs of a sweep over listed values, all before the first is given.
@@ -233,6 +238,15 @@ def run_job(command: Command, cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def report_sweep(command: Command, folder: Path, config: DictConfig) -> None:
+    """Write the report of a sweep of compressed agents."""
+    if command.schema is Config:
+        from rich.console import Console
+
+        tracking = TrackingConfig(**OmegaConf.to_container(config.tracking, resolve=True))  # type: ignore[arg-type]
+        importlib.import_module("lrp_compress.reporting.publishing").report_sweep(folder, tracking, Console())
+
+
 def main(name: str = "compress") -> None:
     """Run a command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted, 143 terminated.
 
@@ -251,6 +265,7 @@ def main(name: str = "compress") -> None:
     OmegaConf.register_new_resolver("config_groups", lambda: config_groups(command), replace=True)
     sys.argv[1:] = written_out(sys.argv[1:], command.shorthand)
     codes: list[int] = []  # of the failed jobs of a sweep
+    sweeps: dict[Path, DictConfig] = {}  # that have such jobs
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.config)
     def app(cfg: DictConfig) -> dict[str, float]:
@@ -261,6 +276,7 @@ def main(name: str = "compress") -> None:
         try:
             return run_job(command, cfg)
         except Exception as error:
+            sweeps[Path(job.sweep.dir)] = cfg
             codes.append(report(error, command.schema, full, f"job {job.job.num} ({' '.join(job.overrides.task)}): "))
             raise  # Hydra goes on with the next job; its own sweeper raises the first error at the end
 
@@ -274,6 +290,8 @@ def main(name: str = "compress") -> None:
         sys.exit(report(aborted.__cause__ or aborted, command.schema, full))
     except Exception as error:
         if codes:
+            for folder, cfg in sweeps.items():
+                report_sweep(command, folder, cfg)
             print(f"error: {len(codes)} of the sweep's jobs failed, see above", file=sys.stderr)
             sys.exit(min(codes))
         # What Hydra raises before any job is about the command line.

@@ -21,8 +21,8 @@ FLOORS = [
     ["atari", "deployment"],
     ["compression"],
     ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline"],
-    ["search"],
-    ["mistakes", "cli", "__main__", "train"],
+    ["search", "reporting"],
+    ["mistakes", "cli", "__main__", "train", "report"],
 ]
 ONLY_IMPORTER = {
     "ale_py": "atari.envs",

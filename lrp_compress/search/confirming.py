@@ -15,12 +15,12 @@ from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.config import Config, SearchConfig
 from lrp_compress.files import write_json
 from lrp_compress.search.objectives import RETURN_KEPT, dominates, objective_values
+from lrp_compress.search.studies import FRONT
 from lrp_compress.seeding import stage_seed
 from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
 from lrp_compress.tracking.tracker import Tracker
 
 FOLDER = "confirmed"  # within the sweep's
-FRONT = "front.json"
 
 
 @dataclass(frozen=True)

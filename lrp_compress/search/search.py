@@ -29,18 +29,30 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.config import Config, SearchConfig, TrackingConfig, flatten
 from lrp_compress.errors import GivenUp, UserError
-from lrp_compress.files import check_writable
+from lrp_compress.files import check_writable, write_json
 from lrp_compress.pipeline import find_teacher, preflight
 from lrp_compress.search.confirming import Candidate, confirm_front
 from lrp_compress.search.objectives import RETURN_KEPT, check_objectives, objective_values
 from lrp_compress.search.spaces import SPACES, Dimensions, Value, starting_points
-from lrp_compress.search.studies import ERROR, SAMPLERS, alive, ask, close_dead, counts, open_study, requeue
+from lrp_compress.search.studies import (
+    ERROR,
+    RUN_DIR,
+    SAMPLERS,
+    STUDY,
+    alive,
+    ask,
+    close_dead,
+    counts,
+    open_study,
+    requeue,
+    without_password,
+)
 from lrp_compress.search.table import front_table
 from lrp_compress.tracking.runs import training_view
 
 logger = logging.getLogger(__name__)
 
-OVERRIDES, RUN_DIR, GIVEN_UP, SPREAD = "overrides", "run_dir", "given_up", "speedup_spread"  # attributes of trials
+OVERRIDES, GIVEN_UP, SPREAD = "overrides", "given_up", "speedup_spread"  # attributes of trials
 ERROR_CHARS = 500
 # A group that chooses a dimension's value: what the command line calls it, and the dimension.
 GROUPS = {"prune": "prune.schedule"}
@@ -119,6 +131,7 @@ def search(
     layers = {name: teacher.network.widths[name] for name in prunable_layers(base.prune, teacher.network.widths)}
     study = open_study(config, _settings(config, typed, digest))
     starts = starting_points(base, layers, config.space)
+    write_json(folder / STUDY, {"study": config.study, "storage": without_password(config.storage)})
     fixed = _fixed(typed, base)
 
     def overrides(trial: Trial) -> list[str]:

@@ -9,16 +9,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy.exc
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
-from optuna.study import Study
+from optuna.study import Study as Study  # for the modules that draw studies
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lrp_compress.config import SearchConfig
-from lrp_compress.errors import UserError
+from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.processes import owner, process_lives
 from lrp_compress.registry import Registry
 from lrp_compress.search.objectives import OBJECTIVES
@@ -26,7 +27,9 @@ from lrp_compress.search.objectives import OBJECTIVES
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
+STUDY, FRONT = "study.json", "front.json"  # in the sweep's folder: which study it belongs to, and its result
 SETTINGS = "settings"  # attributes of studies and trials
+RUN_DIR = "run_dir"
 OWNER, BEAT, ERROR, RETRY_OF, SURPLUS = "owner", "beat", "error", "retry_of", "surplus"
 ATTEMPTS = 8  # of workers that make the same database at the same moment
 BEAT_SECONDS = 30.0
@@ -81,6 +84,28 @@ def open_study(config: SearchConfig, settings: Mapping[str, Any]) -> Study:
     # other draws after every restart, and in every worker
     study.sampler = SAMPLERS[config.sampler](config.seed + len(study.get_trials(deepcopy=False)))
     return study
+
+
+def load_study(name: str, storage: str) -> Study:
+    """Open a study that exists, to read it.
+
+    Raises
+    ------
+    UserError
+        If the storage cannot be used, or has no study of that name.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shown = without_password(storage)
+    path = sqlalchemy.engine.make_url(storage).database if storage.startswith("sqlite:///") else None
+    if path is not None and not Path(path).exists():
+        raise UserError(f"there is no database {path}; name the one that the study is in")
+    try:
+        names = optuna.get_all_study_names(storage)
+        if name not in names:
+            raise unknown_name("study", name, names)
+        return optuna.load_study(study_name=name, storage=storage)
+    except (ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise UserError(f"{shown}: {_said(error)}") from error
 
 
 def close_dead(study: Study, stale_minutes: float) -> None:
@@ -182,10 +207,10 @@ def _insisting(make: Callable[[], T], config: SearchConfig) -> T:
             return make()
         except CONTENTION as error:
             if attempt == ATTEMPTS - 1 or not _passes(error):
-                raise UserError(f"search.storage={_shown(config.storage)}: {_said(error)}") from error
+                raise UserError(f"search.storage={without_password(config.storage)}: {_said(error)}") from error
             time.sleep(0.2 * (attempt + 1) * (0.5 + random.random()))
         except (ImportError, ValueError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            raise UserError(f"search.storage={_shown(config.storage)}: {_said(error)}") from error
+            raise UserError(f"search.storage={without_password(config.storage)}: {_said(error)}") from error
     raise AssertionError
 
 
@@ -201,10 +226,10 @@ def _said(error: BaseException) -> str:
     return " ".join(str(error.__cause__ or error).splitlines()[0].split())[:200]
 
 
-def _shown(storage: str) -> str:
-    """Leave the password out of an address."""
+def without_password(storage: str) -> str:
+    """Leave the password out of a database's address."""
     try:
-        return sqlalchemy.engine.make_url(storage).render_as_string(hide_password=True)
+        return sqlalchemy.engine.make_url(storage)._replace(password=None).render_as_string()
     except sqlalchemy.exc.ArgumentError:
         return storage
 

@@ -30,11 +30,11 @@ def front_table(config: SearchConfig, front: Sequence[Confirmed], trials: Sequen
     table = Table(
         title=f"{config.study}: {told}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
     )
-    table.add_column("trial", justify="right")
+    table.add_column("\ntrial", justify="right")
     for name in config.objectives:
-        table.add_column(f"{name}, found", justify="right")
-        table.add_column("confirmed", justify="right")
-    table.add_column("on the front")
+        table.add_column(f"{name}\nfound", justify="right")
+        table.add_column("\nconfirmed", justify="right")
+    table.add_column("stays on\nthe front")
     for one in sorted(front, key=lambda one: one.values[-1]):
         cells = []
         for found, confirmed in zip(one.candidate.values, one.values, strict=True):

@@ -14,6 +14,7 @@ import socket
 import sqlite3
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrp_compress.config import TrackingConfig
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ERROR_CHARS = 500
+MOST_RUNS = 50_000  # that MLflow gives at once
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
@@ -60,7 +62,13 @@ def check_store(config: TrackingConfig) -> None:
 
 @contextlib.contextmanager
 def open_run(
-    config: TrackingConfig, *, name: str, config_hash: str, tags: Mapping[str, str], params: Mapping[str, object]
+    config: TrackingConfig,
+    *,
+    name: str,
+    config_hash: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, object],
+    again: bool = False,
 ) -> Iterator[Tracker]:
     """Record what the block does as one run, continuing the run of the same configuration that did not finish.
 
@@ -80,6 +88,8 @@ def open_run(
         Further tags; the state of the code's git repository is added to them.
     params : mapping
         The flattened configuration.
+    again : bool
+        Continue a finished run as well.
 
     Yields
     ------
@@ -101,7 +111,7 @@ def open_run(
             client = _connect(uri)
             experiment = _ensure_experiment(client, uri, config.experiment)
             _close_dead(client, experiment)
-            run_id = _claim(client, experiment, name, identity)
+            run_id = _claim(client, experiment, name, identity, again)
         tracker = MlflowTracker(client, run_id, f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}")
         try:
             tracker.params(params)
@@ -114,6 +124,36 @@ def open_run(
             _end_badly(client, tracker, "KILLED", {})
             raise
         client.set_terminated(run_id, "FINISHED")
+
+
+def run_folders(config: TrackingConfig, wanted: str) -> list[Path]:
+    """Find the folders of the finished runs that MLflow's filter names.
+
+    Parameters
+    ----------
+    config : TrackingConfig
+        The store and the experiment.
+    wanted : str
+        E.g. ``tags.game = 'breakout' and params.`prune.ratio` = '0.5'``.
+
+    Returns
+    -------
+    list of Path
+        As recorded where the runs were made.
+
+    Raises
+    ------
+    UserError
+        If MLflow refuses the filter.
+    """
+    with _existing_experiment(config) as found:
+        if found is None:
+            return []
+        client, experiment = found
+        runs = client.search_runs([experiment], wanted, max_results=MOST_RUNS)
+    return [
+        Path(run.data.tags["run_dir"]) for run in runs if run.info.status == "FINISHED" and "run_dir" in run.data.tags
+    ]
 
 
 def training_view(config: TrackingConfig, sweep: str = "") -> str:
@@ -209,9 +249,11 @@ def _existing_experiment(config: TrackingConfig) -> Iterator[tuple[MlflowClient,
             yield client, str(experiment.experiment_id)
 
 
-def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str]) -> str:
+def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str], again: bool) -> str:
     """Continue the newest run of the same configuration that did not finish, else create one; its id."""
-    wanted = f"tags.config_hash = '{identity['config_hash']}' and attributes.status != 'FINISHED'"
+    wanted = f"tags.config_hash = '{identity['config_hash']}'"
+    if not again:
+        wanted += " and attributes.status != 'FINISHED'"
     runs = client.search_runs([experiment], wanted)
     for run in runs:
         if run.info.status == "RUNNING":

@@ -1,0 +1,54 @@
+"""``python -m lrp_compress.report``: one page about many runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lrp_compress.errors import UserError
+
+
+def main() -> None:
+    """Read the command line, write the page, say where it is; exit with 2 and one line for a mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lrp_compress.report",
+        description="Writes report.html, which needs no network, and report.csv about many finished runs.",
+        epilog="Sweeps and studies write theirs when they end. Example of a filter: \"tags.game = 'breakout'\"",
+    )
+    parser.add_argument("source", help="folder of a sweep, a study or a run; name of a study; or a filter of MLflow")
+    parser.add_argument("--out", type=Path, help="folder for the two files; default: the source's, else report/")
+    parser.add_argument("--storage", default="sqlite:///studies.db", help="database of studies; default: %(default)s")
+    parser.add_argument("--tracking", default="sqlite:///mlflow.db", help="MLflow store; default: %(default)s")
+    parser.add_argument("--experiment", default="lrp_compress", help="MLflow experiment; default: %(default)s")
+    options = parser.parse_args()
+    try:
+        print(_write(options))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)
+        sys.exit(2)
+
+
+def _write(options: argparse.Namespace) -> Path:
+    from lrp_compress.config import TrackingConfig
+    from lrp_compress.reporting.collections import from_filter, from_folder, from_study
+    from lrp_compress.reporting.page import write_report
+    from lrp_compress.tracking.runs import check_store
+
+    source, folder = options.source, Path(options.source)
+    if folder.is_dir():
+        return write_report(from_folder(folder), options.out or folder)
+    if any(sign in source for sign in "=<>"):
+        tracking = TrackingConfig(uri=options.tracking, experiment=options.experiment, timeout_s=10)
+        check_store(tracking)
+        return write_report(from_filter(source, tracking), options.out or Path("report"))
+    if "/" in source:
+        raise UserError(f"there is no folder {source}")
+    return write_report(from_study(source, options.storage), options.out or Path("report"))
+
+
+if __name__ == "__main__":
+    main()

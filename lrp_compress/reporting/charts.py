@@ -1,0 +1,174 @@
+"""Charts of a report, as SVG: fronts, criteria against each other, widths of layers."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
+
+from lrp_compress.figures import ACCENT, KEPT, REMOVED
+from lrp_compress.reporting.records import Group, Record
+
+COLOURS = (KEPT, ACCENT, "#3a8f5c", "#b07c1f", "#7a4fa3", "#4a4a4a", "#1f9aa8")
+KEPT_LABEL = "return kept"
+
+
+def as_svg(figure: Figure) -> str:
+    """Draw a figure as SVG, text as text, to stand in a page."""
+    buffer = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def front_chart(
+    groups: Sequence[Group],
+    metric: str,
+    label: str,
+    maximize: bool,
+    floor: float | None,
+    confirmed: Sequence[Mapping[str, float]] = (),
+) -> Figure:
+    """Draw the return kept against a cost: the front in colour, what it beats or what is below the floor in grey.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        The runs; those that differ in their seed alone are one point.
+    metric : str
+        The cost's, e.g. ``"student/speedup"``.
+    label : str
+        What to write along its axis.
+    maximize : bool
+        Whether more of it is better.
+    floor : float or None
+        Return kept that is asked for.
+    confirmed : sequence of mapping
+        Metrics of the students that stayed on the front when they were evaluated anew.
+
+    Returns
+    -------
+    Figure
+        With the teacher as a cross, and an interval at every point.
+    """
+    figure, axis = _figure(6.4, 4.2)
+    points = [(group.mean(metric), group.kept, group.kept_low, group.kept_high) for group in groups]
+    points = [point for point in points if np.isfinite(point).all()]
+    on_front = [_on_front(point, points, maximize, floor) for point in points]
+    for point, front in sorted(zip(points, on_front, strict=True), key=lambda pair: pair[1]):
+        x, y, low, high = point
+        colour = KEPT if front else REMOVED
+        axis.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.8, zorder=2 + front)
+        axis.plot(x, y, "o", color=colour, markersize=6 if front else 4.5, zorder=3 + front)
+    line = sorted(point for point, front in zip(points, on_front, strict=True) if front)
+    axis.plot([p[0] for p in line], [p[1] for p in line], color=KEPT, linewidth=1, alpha=0.5)
+    if confirmed:
+        own = [(metrics[metric], metrics["student/return_kept"]) for metrics in confirmed]
+        axis.plot(*zip(*own, strict=True), "*", color=ACCENT, markersize=11, zorder=6, label="confirmed")
+    teacher = 1.0 if metric.endswith("speedup") else groups[0].mean(metric.replace("student/", "teacher/"))
+    axis.plot(teacher, 1.0, "x", color="black", markersize=9, markeredgewidth=2, zorder=5, label="teacher")
+    if floor is not None:
+        axis.axhline(floor, color="black", linewidth=0.7, linestyle=":")
+    axis.plot([], [], "o", color=KEPT, label="front")
+    axis.plot([], [], "o", color=REMOVED, label="beaten" if floor is None else "beaten, or below the floor")
+    if not metric.endswith("speedup"):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(EngFormatter(unit="B"))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel(label)
+    _kept_axis(axis)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _on_front(point: Sequence[float], points: Sequence[Sequence[float]], maximize: bool, floor: float | None) -> bool:
+    sign = 1 if maximize else -1
+    if floor is not None and point[1] < floor:
+        return False
+    better = [
+        sign * other[0] >= sign * point[0] and other[1] >= point[1] and tuple(other[:2]) != tuple(point[:2])
+        for other in points
+    ]
+    return not any(better)
+
+
+def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
+    """Draw the return kept against the share of parameters kept, criterion by criterion.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        The runs.
+    joined : bool
+        Draw a line with a band per criterion, else points with bars, as for runs that differ in other settings too.
+
+    Returns
+    -------
+    Figure
+        Where no criterion has two sizes, the criteria are beside each other.
+    """
+    figure, axis = _figure(6.4, 4.2)
+    names = list(dict.fromkeys(group.records[0].criterion for group in groups))
+    beside = len(names) == len(groups)
+    for i, name in enumerate(names):
+        own = [group for group in groups if group.records[0].criterion == name and np.isfinite(group.kept)]
+        own.sort(key=lambda group: group.mean("student/params_kept"))
+        x = [float(i) if beside else group.mean("student/params_kept") for group in own]
+        middle, low, high = ([getattr(group, key) for group in own] for key in ("kept", "kept_low", "kept_high"))
+        colour = COLOURS[i % len(COLOURS)]
+        axis.plot(x, middle, "o-" if joined else "o", color=colour, markersize=5, label=name)
+        if joined and len(own) > 1:
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axis.vlines(x, low, high, color=colour, linewidth=2, alpha=0.4)
+    axis.axhline(1, color="black", linewidth=0.7, linestyle=":")
+    if beside:
+        axis.set_xticks(range(len(names)), labels=names)
+        axis.set_xlim(-0.6, len(names) - 0.4)
+    else:
+        axis.set_xlabel("parameters kept")
+        axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axis.legend(frameon=False, fontsize=8)
+    _kept_axis(axis)
+    return figure
+
+
+def widths_chart(records: Sequence[Record], labels: Sequence[str]) -> Figure:
+    """Draw how many channels each layer of some students has left, as a share of its teacher's."""
+    layers = list(records[0].teacher_widths)
+    figure, axis = _figure(6.4, 0.5 + 0.32 * len(layers) * max(2, len(records)) / 2 + 1)
+    height = 0.8 / len(records)
+    for i, (record, label) in enumerate(zip(records, labels, strict=True)):
+        for j, layer in enumerate(layers):
+            width, whole = record.widths.get(layer, 0), record.teacher_widths.get(layer, 1)
+            y = j + (i - (len(records) - 1) / 2) * height
+            colour = COLOURS[i % len(COLOURS)]
+            axis.barh(y, width / whole, height * 0.9, color=colour, label=label if j == 0 else None)
+            axis.annotate(str(width), (width / whole, y), (3, 0), textcoords="offset points", fontsize=7, va="center")
+    axis.set_yticks(range(len(layers)), labels=[f"{layer} ({records[0].teacher_widths[layer]})" for layer in layers])
+    axis.invert_yaxis()
+    axis.set_xlim(0, 1.08)
+    axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.set_xlabel("channels left")
+    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def _kept_axis(axis: Any) -> None:
+    axis.set_ylabel(KEPT_LABEL)
+    axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    return figure, axis

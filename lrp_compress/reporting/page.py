@@ -1,0 +1,226 @@
+"""The report: one page that needs no network, and one table for other programs."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lrp_compress.errors import UserError
+from lrp_compress.files import atomic_path
+from lrp_compress.reporting.charts import as_svg, criteria_chart, front_chart, widths_chart
+from lrp_compress.reporting.collections import Collection
+from lrp_compress.reporting.records import Group, Record, as_rows, differing, group_seeds
+from lrp_compress.search.charts import hypervolume_chart, importance_chart
+from lrp_compress.search.studies import SETTINGS, Study
+
+PAGE, TABLE = "report.html", "report.csv"
+SHOWN_STUDENTS = 6  # whose widths are drawn
+SHOWN_MAPS = 3  # relevance maps are large
+MAP_WIDTH = 1000  # pixels
+COSTS = (("student/speedup", "speedup", True), ("student/size_bytes", "size of the student", False))
+LAYER_RATIO = "prune.layer_ratios."
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A drawing with its caption."""
+
+    drawing: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a title, and charts, a table or both."""
+
+    title: str
+    note: str = ""
+    charts: list[Chart] = field(default_factory=list)
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+
+
+def write_report(collection: Collection, folder: Path) -> Path:
+    """Write ``report.html`` and ``report.csv`` into a folder.
+
+    Parameters
+    ----------
+    collection : Collection
+        The runs.
+    folder : Path
+        Where to.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    UserError
+        If a picture of a run is damaged.
+    """
+    page = render(collection)
+    with atomic_path(folder / PAGE) as temporary:
+        temporary.write_text(page)
+    with atomic_path(folder / TABLE) as temporary:
+        temporary.write_text(table(collection.records))
+    return folder / PAGE
+
+
+def table(records: Sequence[Record]) -> str:
+    """Write all runs as CSV: settings that differ and all metrics, a row per run."""
+    rows = as_rows(records)
+    names = dict.fromkeys(name for row in rows for name in row)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def render(collection: Collection) -> str:
+    """Compose the page: HTML with everything inside."""
+    records, study, front = collection.records, collection.study, collection.front
+    groups = group_seeds(records)
+    floor = study.user_attrs[SETTINGS]["floor"] if study else None
+    sections = [
+        *([_confirmed(front)] if front else []),
+        _fronts(groups, floor, [one["metrics"] for one in front if one["on_front"]]),
+        _table(groups, differing(records)),
+        *([_progress(study)] if study else []),
+        _criteria(groups, joined=study is None),
+        _widths(records, front),
+        _maps(records, front),
+    ]
+    games = ", ".join(dict.fromkeys(str(record.settings["game.title"]) for record in records))
+    summary = f"{games}: {len(records)} finished runs, {len(groups)} different settings."
+    template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        files(__package__).joinpath("page.html").read_text()
+    )
+    return template.render(
+        title=collection.title, summary=summary, sections=[one for one in sections if one.charts or one.rows]
+    )
+
+
+def _fronts(groups: Sequence[Group], floor: float | None, confirmed: Sequence[Mapping[str, float]]) -> Section:
+    charts = []
+    for metric, label, maximize in COSTS:
+        figure = front_chart(groups, metric, label, maximize, floor, confirmed)
+        charts.append(_chart(figure, f"Return kept against {label}, with 95 % intervals."))
+    return Section("Return against cost", charts=charts)
+
+
+def _criteria(groups: Sequence[Group], joined: bool) -> Section:
+    if len({group.records[0].criterion for group in groups}) < 2:
+        return Section("Criteria")
+    note = "Bands and bars are 95 % intervals from resampling episodes, not seeds. Other settings may differ as well."
+    return Section("Criteria", note, [_chart(criteria_chart(groups, joined), "Return kept by criterion and size.")])
+
+
+def _progress(study: Study) -> Section:
+    charts = []
+    if (figure := hypervolume_chart(study)) is not None:
+        charts.append(_chart(figure, "Hypervolume of the trials above the floor so far."))
+    if (figure := importance_chart(study)) is not None:
+        charts.append(_chart(figure, "Share of each objective's variance that a dimension explains (fANOVA)."))
+    return Section("The search", charts=charts)
+
+
+def _confirmed(front: Sequence[Mapping[str, Any]]) -> Section:
+    names = list(front[0]["found"])
+    header = ["trial", *(part for name in names for part in (f"{name}, found", "confirmed")), "95 % interval", "stays"]
+    rows = []
+    for one in front:
+        pairs = [f"{one[when][name]:,.4g}" for name in names for when in ("found", "confirmed")]
+        low, high = (one["metrics"][f"student/return_kept_ci_{end}"] for end in ("low", "high"))
+        stays = "yes" if one["on_front"] else "no"
+        rows.append([f"{one['trial']}", *pairs, f"{low:.1%} to {high:.1%}", stays])
+    note = (
+        "The best of many noisy results are partly the luckiest. These students were evaluated again with fresh seeds "
+        "and more games; the confirmed figures decide who stays. The interval is of the return kept."
+    )
+    return Section("The front, confirmed", note, header=header, rows=rows)
+
+
+def _chosen(records: Sequence[Record], front: Sequence[Mapping[str, Any]], count: int) -> list[tuple[str, Record]]:
+    """Choose runs to look at closely: the confirmed front, else the first of different settings."""
+    if front:
+        by_folder = {record.folder.name: record for record in records}
+        stay = [(f"trial {one['trial']}", Path(one["run_dir"]).name) for one in front if one["on_front"]]
+        return [(label, by_folder[name]) for label, name in stay if name in by_folder][:count]
+    seeds = {record.seed for record in records}
+    own = [record for record in records if record.seed == min(seeds)]
+    return [(_short(record), record) for record in own][:count]
+
+
+def _short(record: Record) -> str:
+    return f"{record.settings['game.name']}, {record.criterion}, {record.settings['prune.ratio']:.2f}"
+
+
+def _widths(records: Sequence[Record], front: Sequence[Mapping[str, Any]]) -> Section:
+    chosen = _chosen(records, front, SHOWN_STUDENTS)
+    same = [(label, record) for label, record in chosen if record.teacher_widths == records[0].teacher_widths]
+    if not same:
+        return Section("Layers")
+    figure = widths_chart([record for _, record in same], [label for label, _ in same])
+    return Section("Layers", charts=[_chart(figure, "Channels that are left in each layer (the teacher's number).")])
+
+
+def _maps(records: Sequence[Record], front: Sequence[Mapping[str, Any]]) -> Section:
+    charts = []
+    for label, record in _chosen(records, front, SHOWN_MAPS):
+        path = record.folder / "figures" / "relevance-maps.png"
+        if path.exists():
+            charts.append(Chart(_embedded(path), f"{label}: what teacher and student look at."))
+    return Section("Relevance maps", charts=charts)
+
+
+def _embedded(path: Path) -> str:
+    buffer = io.BytesIO()
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path} is no picture; run it again with force=true, or remove it") from error
+    small.thumbnail((MAP_WIDTH, 10 * MAP_WIDTH))
+    small.save(buffer, format="JPEG", quality=85)
+    return f'<img alt="relevance maps" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _table(groups: Sequence[Group], names: Sequence[str]) -> Section:
+    header = ["run", "seeds", "teacher's return", "student's return", "return kept", "95 % interval"]
+    header += ["parameters kept", "size, kB", "speedup", *(name.removeprefix(LAYER_RATIO) for name in names)]
+    rows = []
+    for group in groups:
+        first = group.records[0]
+        cells = [first.folder.name.rpartition("-s")[0] or first.folder.name]
+        cells.append(", ".join(str(record.seed) for record in group.records))
+        cells += [f"{group.mean(f'{agent}/return_mean'):,.1f}" for agent in ("teacher", "student")]
+        cells += [f"{group.kept:.1%}", f"{group.kept_low:.1%} to {group.kept_high:.1%}"]
+        cells += [f"{group.mean('student/params_kept'):.1%}", f"{group.mean('student/size_bytes') / 1000:,.0f}"]
+        cells.append(f"{group.mean('student/speedup'):.2f}")
+        rows.append([*cells, *(_plain(first.settings.get(name)) for name in names)])
+    note = (
+        "Runs that differ in nothing but their seed are one row, with means; all metrics of every run are in the CSV."
+    )
+    return Section("All runs", note, header=header, rows=rows)
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _chart(figure: Figure, caption: str) -> Chart:
+    return Chart(as_svg(figure), caption)

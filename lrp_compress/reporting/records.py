@@ -1,0 +1,184 @@
+"""Finished runs, read back from their folders."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lrp_compress.atari.evaluation import BOOTSTRAP_SAMPLES, load_evaluation
+from lrp_compress.config import INCIDENTAL
+from lrp_compress.errors import UserError
+from lrp_compress.files import read_json
+from lrp_compress.resume import STAGES
+
+# Settings in which the runs of a group may differ.
+NOT_SETTINGS = ("seed", *INCIDENTAL)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run.
+
+    Attributes
+    ----------
+    folder : Path
+        The run's.
+    settings : dict
+        Its configuration by dotted keys, as it was recorded.
+    metrics : dict of str to float
+        Its final metrics.
+    returns : dict of str to ndarray of float
+        Episodic returns of ``teacher`` and ``student``.
+    widths, teacher_widths : dict of str to int
+        Channels per hidden layer of student and teacher.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    metrics: dict[str, float]
+    returns: dict[str, NDArray[np.float64]]
+    widths: dict[str, int]
+    teacher_widths: dict[str, int]
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.settings["seed"])
+
+    @property
+    def criterion(self) -> str:
+        """Name of the criterion."""
+        return str(self.settings["criterion.name"])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes
+    ----------
+    records : list of Record
+        In the order of their seeds.
+    kept, kept_low, kept_high : float
+        Mean of their return kept, and the percentile bootstrap interval from resampling every run's episodes, the
+        teacher's and the student's. Seeds are not resampled: a handful of them would not tell how much they differ.
+    """
+
+    records: list[Record]
+    kept: float
+    kept_low: float
+    kept_high: float
+
+    def mean(self, metric: str) -> float:
+        """Mean of a metric over the runs; nan where one has none."""
+        return float(np.mean([record.metrics.get(metric, np.nan) for record in self.records]))
+
+
+def find_runs(folder: Path) -> list[Record]:
+    """Read all finished runs in a folder: a run's own, or a sweep's.
+
+    Raises
+    ------
+    UserError
+        If there is none, or a file of one of them is damaged.
+    """
+    results = sorted([*folder.glob("result.json"), *folder.glob("*/result.json")])
+    records = [record for path in results if (record := _read(path.parent)) is not None]
+    if not records:
+        raise UserError(f"{folder} holds no finished run; name the folder of a sweep or of a run, e.g. under multirun/")
+    return records
+
+
+def read_runs(folders: Iterable[Path]) -> list[Record]:
+    """Read the runs of some folders that are there and finished."""
+    records = [_read(folder) for folder in dict.fromkeys(folders) if (folder / "result.json").exists()]
+    return [record for record in records if record is not None]
+
+
+def group_seeds(records: Sequence[Record]) -> list[Group]:
+    """Put runs together that differ in nothing but their seed, in order of criterion and size."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[json.dumps(_settings(record), sort_keys=True)].append(record)
+    made = [_group(sorted(own, key=lambda record: record.seed)) for own in groups.values()]
+    return sorted(made, key=lambda group: (group.records[0].criterion, -group.mean("student/params")))
+
+
+def differing(records: Sequence[Record]) -> list[str]:
+    """Name the settings, but for the seed, in which the runs differ."""
+    all_settings = [_settings(record) for record in records]
+    names = dict.fromkeys(name for settings in all_settings for name in settings)
+    return [name for name in names if len({str(settings.get(name)) for settings in all_settings}) > 1]
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    return {name: value for name, value in record.settings.items() if name.partition(".")[0] not in NOT_SETTINGS}
+
+
+def _read(folder: Path) -> Record | None:
+    """Read a run; None if it is another command's, such as a training."""
+    try:
+        metrics: Mapping[str, float] = read_json(folder / "result.json")
+        if "student/return_mean" not in metrics:
+            return None
+        recorded = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+        settings = dict(_leaves(recorded, ""))
+        settings["game.name"], settings["seed"], settings["criterion.name"]  # what all records have
+        stages = folder / STAGES
+        names = ("teacher", "student")
+        returns = {name: load_evaluation(stages / f"evaluation-{name}.json").returns for name in names}
+        last = max(stages.glob("step-*"), key=lambda step: int(step.name.removeprefix("step-")))
+        kept = read_json(last / "plan.json")["keep"]
+        scores = read_json(stages / "step-1" / "scores.json")["scores"]
+    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, yaml.YAMLError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{folder} is damaged ({reason}); run it again with force=true, or remove it") from error
+    widths = {name: len(channels) for name, channels in kept.items()}
+    return Record(folder, settings, dict(metrics), returns, widths, {name: len(own) for name, own in scores.items()})
+
+
+def _group(records: list[Record]) -> Group:
+    values = [record.metrics["student/return_kept"] for record in records if "student/return_kept" in record.metrics]
+    if len(values) < len(records):  # a game without a published random score
+        return Group(records, np.nan, np.nan, np.nan)
+    rng = np.random.default_rng(0)  # one for all, since runs resampled alike would seem to vary together
+    low, high = np.quantile(np.mean([_kept_samples(record, rng) for record in records], axis=0), [0.025, 0.975])
+    return Group(records, float(np.mean(values)), float(low), float(high))
+
+
+def _kept_samples(record: Record, rng: np.random.Generator) -> NDArray[np.float64]:
+    random_score = record.settings["game.random_score"] or 0.0
+    means = []
+    for name in ("student", "teacher"):
+        returns = record.returns[name]
+        means.append(returns[rng.integers(len(returns), size=(BOOTSTRAP_SAMPLES, len(returns)))].mean(axis=1))
+    samples: NDArray[np.float64] = (means[0] - random_score) / (means[1] - random_score)
+    return samples
+
+
+def as_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Give one flat row per run: its folder, seed, settings that differ, and all metrics."""
+    names = differing(records)
+    rows = []
+    for record in records:
+        own = {"run": str(record.folder), "game": record.settings["game.name"], "seed": record.seed}
+        rows.append(own | {name: record.settings.get(name) for name in names} | record.metrics)
+    return rows
+
+
+def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

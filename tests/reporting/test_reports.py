@@ -1,0 +1,212 @@
+"""Reports of runs whose figures are known, from folders, studies and MLflow."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+
+from lrp_compress.atari.evaluation import Episode, Evaluation, save_evaluation
+from lrp_compress.checks import conf_dir, register_schemas
+from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
+from lrp_compress.errors import UserError
+from lrp_compress.files import write_json
+from lrp_compress.reporting.charts import _on_front
+from lrp_compress.reporting.collections import from_filter, from_folder, from_study
+from lrp_compress.reporting.page import PAGE, TABLE, render, write_report
+from lrp_compress.reporting.records import differing, find_runs, group_seeds
+from lrp_compress.search.search import run_trials
+from lrp_compress.search.studies import open_study
+from lrp_compress.tracking.runs import open_run
+from tests.search.test_studies import launcher
+
+RANDOM = 1.7  # Breakout's
+
+
+def made_run(sweep: Path, criterion: str, ratio: float, seed: int, student: float, teacher: float = 101.7) -> Path:
+    """Write the files of a finished run that a report reads."""
+    folder = sweep / f"breakout-{criterion}-r{ratio:.2f}-s{seed}"
+    register_schemas()
+    OmegaConf.register_new_resolver("run_folder", str, replace=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        overrides = ["+game=breakout", f"criterion={criterion}", f"prune.ratio={ratio}", f"seed={seed}"]
+        config = compose("config", overrides=overrides)
+    (folder / ".hydra").mkdir(parents=True)
+    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    for name, mean in (("teacher", teacher), ("student", student)):
+        returns = [mean - 10, mean + 10] * 10
+        episodes = [Episode(0, index, score, 100, "over") for index, score in enumerate(returns)]
+        evaluation = Evaluation(episodes, "noop", "sample", seed, mean, mean - 5, mean + 5, mean, 1.0)
+        save_evaluation(folder / "stages" / f"evaluation-{name}.json", evaluation)
+    widths = {"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}
+    write_json(folder / "stages" / "step-1" / "scores.json", {"scores": {n: [1.0] * w for n, w in widths.items()}})
+    keep = {name: list(range(round(width * (1 - ratio)))) for name, width in widths.items()}
+    write_json(folder / "stages" / "step-1" / "plan.json", {"keep": keep})
+    metrics = {
+        "student/return_mean": student,
+        "teacher/return_mean": teacher,
+        "student/return_kept": (student - RANDOM) / (teacher - RANDOM),
+        "student/params": 1e6 * (1 - ratio),
+        "student/params_kept": 1 - ratio,
+        "student/size_bytes": 4e6 * (1 - ratio),
+        "teacher/size_bytes": 4e6,
+        "student/speedup": 1 / (1 - ratio),
+        "student/speedup_spread": 0.1,
+    }
+    write_json(folder / "result.json", metrics)
+    (folder / "figures").mkdir()
+    Image.new("RGB", (20, 30), "red").save(folder / "figures" / "relevance-maps.png")
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "multirun" / "sweep"
+    for seed, student in ((0, 81.7), (1, 101.7)):
+        made_run(folder, "lrp", 0.5, seed, student)
+        made_run(folder, "random", 0.5, seed, student - 20)
+    made_run(folder, "lrp", 0.8, 0, 51.7)
+    return folder
+
+
+class Reader(HTMLParser):
+    """Notes what a page refers to and its tables' cells."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.cells: list[str] = []
+        self.tags: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.cells:
+            self.cells[-1] += data
+
+
+def test_seeds_are_one_row(sweep: Path):
+    groups = group_seeds(find_runs(sweep))
+    assert [(group.records[0].criterion, len(group.records)) for group in groups] == [
+        ("lrp", 2),
+        ("lrp", 1),
+        ("random", 2),
+    ]
+    assert [group.kept for group in groups] == pytest.approx([0.9, 0.5, 0.7])
+    two = groups[0]
+    (one,) = group_seeds(two.records[:1])
+    assert two.kept_low < 0.9 < two.kept_high
+    # twice the episodes: the interval of the mean narrows by a factor of about sqrt(2)
+    assert (one.kept_high - one.kept_low) / (two.kept_high - two.kept_low) == pytest.approx(np.sqrt(2), rel=0.25)
+    assert differing(find_runs(sweep)) == ["criterion.name", "prune.ratio"]
+
+
+def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
+    page = write_report(from_folder(sweep), sweep)
+    assert page == sweep / PAGE
+    read = Reader(page.read_text())
+    assert read.addresses
+    assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in read.addresses)
+    assert not re.search(r"@import|url\((?!#)", page.read_text())
+    assert read.tags.count("svg") == 4  # two fronts, the criteria, the layers
+    assert [cell for cell in read.cells if cell in ("0, 1", "90.0%", "50.0%", "70.0%")]
+    rows = list(csv.DictReader(io.StringIO((sweep / TABLE).read_text())))
+    assert len(rows) == 5
+    assert {row["criterion.name"] for row in rows} == {"lrp", "random"}
+    kept = {(row["criterion.name"], row["prune.ratio"], row["seed"]): float(row["student/return_kept"]) for row in rows}
+    assert kept["lrp", "0.8", "0"] == pytest.approx(0.5)
+
+
+def test_markup_in_a_name_is_text(sweep: Path):
+    collection = dataclasses.replace(from_folder(sweep), title="<script>alert(1)</script>")
+    assert "<script" not in render(collection)
+
+
+def test_the_front_is_what_nothing_beats():
+    points = [(2.0, 0.95), (3.0, 0.9), (2.5, 0.8), (4.0, 0.3)]
+    assert [_on_front(point, points, True, None) for point in points] == [True, True, False, True]
+    assert [_on_front(point, points, True, 0.5) for point in points] == [True, True, False, False]
+    assert [_on_front(point, points, False, None) for point in points] == [True, False, False, False]
+
+
+def test_a_study_is_found_by_its_name_and_its_folder(sweep: Path, tmp_path: Path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    space = SpaceConfig(name="pruning_schedule", max_steps=2, max_ratio=0.9, min_samples=10, max_samples=20)
+    config = SearchConfig("mine", storage, space, ["return_kept", "speedup"], 0.6, "random", 0, 5, 1, 2, 10)
+    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
+
+    def end(number: int) -> dict[str, float]:
+        return dict(json.loads((runs[number] / "result.json").read_text()))
+
+    def launch(overrides: Any, first: int) -> Any:
+        jobs = launcher(end, [])(overrides, first)
+        jobs[0].hydra_cfg = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(runs[first])}}})
+        return jobs
+
+    study = open_study(config, {"floor": 0.6})
+    run_trials(study, config, [], lambda trial: [str(trial.suggest_float("prune.ratio", 0, 0.9))], launch)
+    best = study.best_trials[0]
+    entry = {
+        "trial": best.number,
+        "run_dir": best.user_attrs["run_dir"],
+        "found": {"return_kept": 0.9, "speedup": 2.0},
+        "confirmed": {"return_kept": 0.85, "speedup": 2.1},
+        "on_front": True,
+        "metrics": end(best.number) | {"student/return_kept_ci_low": 0.8, "student/return_kept_ci_high": 0.9},
+    }
+    write_json(sweep / "front.json", [entry])
+    write_json(sweep / "study.json", {"study": "mine", "storage": storage})
+    for collection in (from_study("mine", storage), from_folder(sweep)):
+        read = Reader(render(collection))
+        assert read.tags.count("svg") >= 5  # the hypervolume too
+        assert "80.0% to 90.0%" in read.cells
+        assert len(collection.records) == 5
+    with pytest.raises(UserError, match=r"study=mne is unknown \(did you mean mine\?\)"):
+        from_study("mne", storage)
+    with pytest.raises(UserError, match="there is no database"):
+        from_study("mine", f"sqlite:///{tmp_path}/other.db")
+    write_json(sweep / "study.json", {"study": "mine"})
+    with pytest.raises(UserError, match=r"study.json is damaged \('storage'\)"):
+        from_folder(sweep)
+
+
+def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, tmp_path: Path):
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
+    for number, folder in enumerate(sorted(sweep.iterdir())):
+        tags = {"run_dir": str(folder), "criterion": folder.name.split("-")[1]}
+        with open_run(tracking, name=folder.name, config_hash=str(number), tags=tags, params={}):
+            pass
+    assert len(from_filter("tags.criterion = 'random'", tracking).records) == 2
+    with pytest.raises(UserError, match=r"tags.criterion = 'apoz': 0 finished runs"):
+        from_filter("tags.criterion = 'apoz'", tracking)
+    with pytest.raises(UserError, match="Invalid"):
+        from_filter("tags.criterion = ", tracking)
+
+
+def test_nothing_to_report_is_said(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no finished run"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["result.json", "stages/evaluation-student.json", ".hydra/config.yaml"])
+def test_a_damaged_file_is_named_in_one_line(sweep: Path, file: str):
+    (sweep / "breakout-lrp-r0.50-s0" / file).write_text("{")
+    with pytest.raises(UserError, match=r"breakout-lrp-r0.50-s0 is damaged \(.*force=true") as caught:
+        from_folder(sweep)
+    assert "\n" not in str(caught.value)
