@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
-from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 from optuna.distributions import (
     BaseDistribution,
@@ -28,37 +24,28 @@ from rich.console import Console
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.config import Config, SearchConfig, TrackingConfig, flatten
-from lrp_compress.errors import GivenUp, UserError
+from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, write_json
 from lrp_compress.pipeline import find_teacher, preflight
 from lrp_compress.search.confirming import Candidate, confirm_front
-from lrp_compress.search.objectives import RETURN_KEPT, check_objectives, objective_values
+from lrp_compress.search.objectives import check_objectives
 from lrp_compress.search.spaces import SPACES, Dimensions, Value, starting_points
 from lrp_compress.search.studies import (
-    ERROR,
     RUN_DIR,
     SAMPLERS,
     STUDY,
-    alive,
-    ask,
-    close_dead,
     counts,
     open_study,
-    requeue,
     without_password,
 )
 from lrp_compress.search.table import front_table
+from lrp_compress.search.trials import OVERRIDES, Launch, run_trials
 from lrp_compress.tracking.runs import training_view
 
-logger = logging.getLogger(__name__)
-
-OVERRIDES, GIVEN_UP, SPREAD = "overrides", "given_up", "speedup_spread"  # attributes of trials
-ERROR_CHARS = 500
 # A group that chooses a dimension's value: what the command line calls it, and the dimension.
 GROUPS = {"prune": "prune.schedule"}
 
 Compose = Callable[[Sequence[str]], Config]
-Launch = Callable[[Sequence[Sequence[str]], int], Sequence[JobReturn]]
 
 
 @dataclass(frozen=True)
@@ -174,79 +161,6 @@ def _fixed(typed: Typed, base: Config) -> dict[str, Value]:
 def _override(name: str, value: Value) -> str:
     plus = "++" if name.startswith("prune.layer_ratios.") else ""
     return f"{plus}{name}={value}"
-
-
-def run_trials(
-    study: Study,
-    config: SearchConfig,
-    starts: Sequence[Mapping[str, Value]],
-    overrides: Callable[[Trial], list[str]],
-    launch: Launch,
-) -> None:
-    """Run trials, a batch at a time, until the study has all it should have.
-
-    Parameters
-    ----------
-    study : Study
-        The study.
-    config : SearchConfig
-        The checked settings.
-    starts : sequence of mapping
-        Values of the first trials.
-    overrides : callable
-        Asks a trial for its values and returns the job's overrides.
-    launch : callable
-        Runs a batch of jobs, given their overrides and the first one's number.
-    """
-    while True:
-        close_dead(study, config.stale_minutes)
-        trials: list[Trial] = []
-        while len(trials) < config.n_jobs and (trial := ask(study, config, starts)) is not None:
-            trials.append(trial)
-        if not trials:
-            return
-        jobs = []
-        for trial in trials:
-            jobs.append(overrides(trial))
-            trial.set_user_attr(OVERRIDES, jobs[-1])
-        try:
-            with alive(trials):
-                ends: Sequence[JobReturn | Exception] = launch(jobs, trials[0].number)
-        except Exception as error:  # a process of the launcher died, and with it what it knew of the batch
-            ends = [error] * len(trials)
-        except BaseException:  # interrupted
-            for trial in trials:
-                requeue(study, trial.number, trial.params, "interrupted")
-            raise
-        for trial, end in zip(trials, ends, strict=True):
-            _tell(study, config, trial, end)
-
-
-def _tell(study: Study, config: SearchConfig, trial: Trial, end: JobReturn | Exception) -> None:
-    """Hand a trial's result to the study, whatever it is."""
-    try:
-        if isinstance(end, Exception):
-            raise end
-        trial.set_user_attr(RUN_DIR, str(end.hydra_cfg.hydra.runtime.output_dir))  # type: ignore[union-attr]
-        with contextlib.redirect_stderr(io.StringIO()):  # Hydra announces here what has been said
-            metrics: Mapping[str, float] = end.return_value
-        values = objective_values(config.objectives, metrics)
-        if config.floor is not None:
-            trial.set_constraint("floor", config.floor - metrics[RETURN_KEPT])
-        trial.set_user_attr(RETURN_KEPT, metrics[RETURN_KEPT])
-        trial.set_user_attr(SPREAD, metrics["student/speedup_spread"])
-    except GivenUp as reason:
-        trial.set_user_attr(GIVEN_UP, str(reason))
-        study.tell(trial, state=TrialState.PRUNED)
-        logger.info("trial %d pruned: %s", trial.number, reason)
-    except Exception as error:
-        trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}"[:ERROR_CHARS])
-        study.tell(trial, state=TrialState.FAIL)
-        logger.error("trial %d failed: %s", trial.number, " ".join(str(error).split())[:ERROR_CHARS])
-    else:
-        study.tell(trial, values)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in zip(config.objectives, values, strict=True))
-        logger.info("trial %d: %s", trial.number, told)
 
 
 def _finish(

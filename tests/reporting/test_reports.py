@@ -26,8 +26,8 @@ from lrp_compress.reporting.charts import _on_front
 from lrp_compress.reporting.collections import from_filter, from_folder, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, write_report
 from lrp_compress.reporting.records import differing, find_runs, group_seeds
-from lrp_compress.search.search import run_trials
 from lrp_compress.search.studies import open_study
+from lrp_compress.search.trials import run_trials
 from lrp_compress.tracking.runs import open_run
 from tests.search.test_studies import launcher
 

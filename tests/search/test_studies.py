@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pgserver
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
@@ -19,12 +22,31 @@ from optuna.trial import Trial, TrialState
 from lrp_compress.config import SearchConfig, SpaceConfig
 from lrp_compress.errors import GivenUp, UserError
 from lrp_compress.processes import owner
-from lrp_compress.search.search import run_trials
 from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts, open_study
+from lrp_compress.search.trials import run_trials
 from tests.cli.commands import environment
 
 METRICS = {"student/return_kept": 0.8, "student/speedup": 2.0, "student/speedup_spread": 0.1}
 Ends = Callable[[int], dict[str, float]]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[pgserver.PostgresServer]:
+    """A PostgreSQL server of its own; its user may not look into the folders of pytest."""
+    with tempfile.TemporaryDirectory() as folder, pgserver.get_server(folder) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def shared(request: pytest.FixtureRequest, config: SearchConfig) -> SearchConfig:
+    """The same study on every kind of database that workers share."""
+    if request.param == "sqlite":
+        return config
+    server = request.getfixturevalue("postgres")
+    name = f"study_{uuid.uuid4().hex[:8]}"
+    server.psql(f"create database {name}")
+    storage = server.get_uri().replace("postgresql://", "postgresql+psycopg://").replace("/postgres?", f"/{name}?")
+    return dataclasses.replace(config, storage=storage)
 
 
 @pytest.fixture
@@ -136,7 +158,8 @@ def test_an_interrupted_trial_is_queued_again(config: SearchConfig):
     assert study.trials[1].user_attrs[RETRY_OF] == 0
 
 
-def test_a_trial_of_a_killed_worker_is_queued_again(config: SearchConfig, tmp_path: Path):
+def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, tmp_path: Path):
+    config = shared
     code = (
         "import sys, time\n"
         "from tests.search.test_studies import *\n"
@@ -175,7 +198,8 @@ def test_a_silent_worker_of_another_host_is_taken_for_dead(config: SearchConfig)
     assert states(study) == ["FAIL"]
 
 
-def test_workers_that_begin_at_once_share_a_new_database(config: SearchConfig, tmp_path: Path):
+def test_workers_that_begin_at_once_share_a_new_database(shared: SearchConfig, tmp_path: Path):
+    config = shared
     code = (
         "import sys\n"
         "from tests.search.test_studies import *\n"
