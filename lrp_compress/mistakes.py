@@ -21,6 +21,12 @@ from lrp_compress.errors import GivenUp, UserError, unknown_name
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 SEARCH = "hydra.sweeper."  # users write search.
 TYPED = {"train": "algorithm"}  # what users write for a group, where that is not its name
+# What Hydra says, and what is said instead.
+WORDINGS = {
+    r"Multiple values for ([^.]+)\.": r"\1 is chosen more than once; choose it once, as \1=OPTION without a +",
+    r"Ambiguous value for argument '(.*)'": r"\1 lists several values; add -m to run each of them",
+    r"In 'hydra/launcher/(\w+)': Could not load": r"hydra/launcher=\1 needs a plugin: pip install 'lrp_compress[\1]'",
+}
 # Folders and disks that cannot be written to are the user's to put right.
 UNWRITABLE = {errno.EACCES, errno.EDQUOT, errno.EEXIST, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 
@@ -48,10 +54,9 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
         return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
     if match := re.match(r"Could not override '([^']+)'|Override ([^=]+)\S+ looks like a config group", text):
         return _unknown(match[1] or match[2], schema)
-    if match := re.match(r"Multiple values for ([^.]+)\.", text):
-        return f"{match[1]} is chosen more than once; choose it once, as {match[1]}=OPTION without a +"
-    if match := re.match(r"Ambiguous value for argument '(.*)'", text):
-        return f"{match[1]} lists several values; add -m to run each of them"
+    for pattern, wording in WORDINGS.items():
+        if match := re.match(pattern, text):
+            return match.expand(wording)
     if match := re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)(?:\n\s*full_key: (\S*))?", text):
         return f"{match[1]}.yaml: {match[3] or ''}: {match[2]}"
     if isinstance(error, OverrideParseException):

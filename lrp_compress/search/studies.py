@@ -159,21 +159,35 @@ def ask(study: Study, config: SearchConfig, starts: Sequence[Mapping[str, Any]])
     -------
     Trial or None
     """
-    trials = study.get_trials(deepcopy=False)
-    if sum(map(counts, trials)) >= config.n_trials:
-        return None
-    if not any(trial.state == TrialState.WAITING for trial in trials):
-        begun = [trial.system_attrs.get("fixed_params") for trial in trials]
-        for values in [values for values in starts if values not in begun][:1]:
-            study.enqueue_trial(dict(values))
-    trial = study.ask()
-    trial.set_user_attr(OWNER, owner())
-    earlier = [one for one in study.get_trials(deepcopy=False) if one.number < trial.number]
-    if sum(map(counts, earlier)) < config.n_trials:
-        return trial
-    trial.set_user_attr(SURPLUS, True)  # another worker has asked at the same moment
-    study.tell(trial, state=TrialState.FAIL)
-    return None
+    while True:
+        trials = study.get_trials(deepcopy=False)
+        if sum(map(counts, trials)) >= config.n_trials:
+            return None
+        if not any(trial.state == TrialState.WAITING for trial in trials):
+            begun = [_queued(trial) for trial in trials]
+            for values in [values for values in starts if values not in begun][:1]:
+                study.enqueue_trial(dict(values))
+        trial = study.ask()
+        trial.set_user_attr(OWNER, owner())
+        trials = study.get_trials(deepcopy=False)
+        earlier, own = trials[: trial.number], trials[trial.number]
+        full = sum(map(counts, earlier)) >= config.n_trials
+        if not full and not _repeats(own, earlier):
+            return trial
+        trial.set_user_attr(SURPLUS, True)  # another worker has done the same at the same moment
+        study.tell(trial, state=TrialState.FAIL)
+
+
+def _queued(trial: FrozenTrial) -> dict[str, Any] | None:
+    """Values that a trial was queued with."""
+    values: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
+    return values
+
+
+def _repeats(trial: FrozenTrial, earlier: Sequence[FrozenTrial]) -> bool:
+    """Whether a queued trial was queued before by another worker, for the same reason."""
+    reason = (_queued(trial), trial.user_attrs.get(RETRY_OF))
+    return reason[0] is not None and any(reason == (_queued(one), one.user_attrs.get(RETRY_OF)) for one in earlier)
 
 
 @contextlib.contextmanager

@@ -186,6 +186,17 @@ def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, tmp_pa
     assert sum(map(counts, study.trials)) == 4
 
 
+def test_a_start_queued_by_two_workers_at_once_is_tried_once(config: SearchConfig):
+    start = {"prune.ratio": 0.5}
+    study = open_study(config, {})
+    study.enqueue_trial(start)  # the other worker's
+    study.enqueue_trial(start)
+    trials = [ask(study, config, [start]) for _ in range(4)]
+    assert states(study) == ["RUNNING", "FAIL"] + ["RUNNING"] * 3
+    assert [trial and trial.number for trial in trials] == [0, 2, 3, 4]
+    assert ask(study, config, [start]) is None
+
+
 def test_a_silent_worker_of_another_host_is_taken_for_dead(config: SearchConfig):
     study = open_study(config, {})
     trial = ask(study, config, [])

@@ -1,0 +1,116 @@
+"""What ``docker/compose.yaml`` starts, run natively: PostgreSQL, an MLflow server on it, and workers; one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import optuna
+import pgserver
+import pytest
+from optuna.trial import TrialState
+
+from tests.cli.commands import environment
+from tests.cli.test_search import TINY
+
+WORKERS, TRIALS = 4, 5
+
+
+@pytest.fixture
+def databases() -> Iterator[str]:
+    """Address of a PostgreSQL server with the two databases of the compose file; NAME stands for theirs."""
+    with tempfile.TemporaryDirectory() as folder, pgserver.get_server(folder) as server:
+        for name in ("runs", "studies"):
+            server.psql(f"create database {name}")
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://").replace("/postgres?", "/NAME?")
+
+
+@pytest.fixture
+def mlflow_server(databases: str, tmp_path: Path) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--backend-store-uri", databases.replace("NAME", "runs")),
+        *("--artifacts-destination", str(tmp_path / "artifacts"), "--serve-artifacts"),
+    ]
+    uri = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+    ) as server:
+        try:
+            deadline = time.monotonic() + 120
+            while not answers(uri):
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            yield uri
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def answers(uri: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{uri}/health", timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def test_workers_share_a_study_and_one_is_killed(databases: str, mlflow_server: str, tmp_path: Path):
+    storage = databases.replace("NAME", "studies")
+    command = [
+        *(sys.executable, "-m", "lrp_compress", *TINY, f"search.storage='{storage}'", f"search.n_trials={TRIALS}"),
+        *("tracking=server", f"tracking.uri={mlflow_server}", "tracking.timeout_s=60"),
+    ]
+    workers = [
+        subprocess.Popen(
+            command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(WORKERS)
+    ]
+    victim = workers[0]
+    mine = f"/proc/{victim.pid}"
+    deadline = time.monotonic() + 240
+    while not begun(storage, str(victim.pid)):
+        assert time.monotonic() < deadline
+        assert Path(mine).exists()
+        time.sleep(0.1)
+    victim.send_signal(signal.SIGKILL)
+    ends = [(worker.communicate(timeout=480)[1], worker.returncode) for worker in workers]
+    assert [code for _, code in ends] == [-signal.SIGKILL] + [0] * (WORKERS - 1), ends
+    study = optuna.load_study(study_name="breakout-smoke", storage=storage)
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.COMPLETE) == TRIALS
+    assert not {TrialState.RUNNING, TrialState.WAITING} & set(states)
+    (retried,) = [trial for trial in study.trials if "retry_of" in trial.user_attrs]
+    lost = study.trials[retried.user_attrs["retry_of"]]
+    assert (lost.state, lost.params) == (TrialState.FAIL, retried.params)
+    assert lost.user_attrs["owner"]["pid"] == str(victim.pid)
+    client = mlflow.MlflowClient(mlflow_server)
+    runs = client.search_runs([client.get_experiment_by_name("lrp_compress").experiment_id])
+    done = [run for run in runs if run.data.tags.get("kind") != "report"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len(done) == TRIALS
+    assert len(runs) == TRIALS + 1
+    assert list(tmp_path.glob("multirun/*/front.json"))
+    assert list(tmp_path.glob("multirun/*/report.html"))
+
+
+def begun(storage: str, pid: str) -> bool:
+    """Whether a worker is running a trial."""
+    try:
+        study = optuna.load_study(study_name="breakout-smoke", storage=storage)
+    except Exception:  # the workers are still making the database
+        return False
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return any(trial.user_attrs.get("owner", {}).get("pid") == pid for trial in running)
