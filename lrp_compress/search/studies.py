@@ -23,6 +23,7 @@ from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.processes import owner, process_lives
 from lrp_compress.registry import Registry
 from lrp_compress.search.objectives import OBJECTIVES
+from lrp_compress.tracking.stores import locked
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -96,10 +97,9 @@ def load_study(name: str, storage: str) -> Study:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shown = without_password(storage)
-    path = sqlalchemy.engine.make_url(storage).database if storage.startswith("sqlite:///") else None
-    if path is not None and not Path(path).exists():
-        raise UserError(f"there is no database {path}; name the one that the study is in")
     try:
+        if (path := _sqlite_file(storage)) is not None and not path.exists():
+            raise UserError(f"there is no database {path}; name the one that the study is in")
         names = optuna.get_all_study_names(storage)
         if name not in names:
             raise unknown_name("study", name, names)
@@ -108,20 +108,12 @@ def load_study(name: str, storage: str) -> Study:
         raise UserError(f"{shown}: {_said(error)}") from error
 
 
-def close_dead(study: Study, stale_minutes: float) -> None:
-    """End the trials whose worker is gone and queue their values again.
-
-    Parameters
-    ----------
-    study : Study
-        The study.
-    stale_minutes : float
-        How long a worker of another host may be silent.
-    """
+def close_dead(study: Study, config: SearchConfig) -> None:
+    """End the trials whose worker is gone, or on another host silent for too long, and queue their values again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         lives = process_lives(trial.user_attrs.get(OWNER, {}))
         beat = trial.user_attrs.get(BEAT) or (trial.datetime_start.timestamp() if trial.datetime_start else 0)
-        if lives is False or (lives is None and time.time() - beat > 60 * stale_minutes):
+        if lives is False or (lives is None and time.time() - beat > 60 * config.stale_minutes):
             requeue(study, trial.number, trial.params, "its worker is gone")
 
 
@@ -167,7 +159,8 @@ def ask(study: Study, config: SearchConfig, starts: Sequence[Mapping[str, Any]])
             begun = [_queued(trial) for trial in trials]
             for values in [values for values in starts if values not in begun][:1]:
                 study.enqueue_trial(dict(values))
-        trial = study.ask()
+        with _alone(config.storage):
+            trial = study.ask()
         trial.set_user_attr(OWNER, owner())
         trials = study.get_trials(deepcopy=False)
         earlier, own = trials[: trial.number], trials[trial.number]
@@ -176,6 +169,19 @@ def ask(study: Study, config: SearchConfig, starts: Sequence[Mapping[str, Any]])
             return trial
         trial.set_user_attr(SURPLUS, True)  # another worker has done the same at the same moment
         study.tell(trial, state=TrialState.FAIL)
+
+
+@contextlib.contextmanager
+def _alone(storage: str) -> Iterator[None]:
+    """Let one worker at a time take a trial from a SQLite database, where two could be given the same queued one."""
+    path = _sqlite_file(storage)
+    with locked(f"sqlite:///{path.absolute()}") if path else contextlib.nullcontext():
+        yield
+
+
+def _sqlite_file(storage: str) -> Path | None:
+    url = sqlalchemy.engine.make_url(storage)
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
 
 def _queued(trial: FrozenTrial) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ def run_trials(
         Runs a batch of jobs, given their overrides and the first one's number.
     """
     while True:
-        close_dead(study, config.stale_minutes)
+        close_dead(study, config)
         trials: list[Trial] = []
         while len(trials) < config.n_jobs and (trial := ask(study, config, starts)) is not None:
             trials.append(trial)

@@ -176,7 +176,7 @@ def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, tmp_pa
         assert worker.stdout is not None
         assert worker.stdout.readline() == "0\n"
         study = open_study(config, {"space": "a"})
-        close_dead(study, config.stale_minutes)
+        close_dead(study, config)
         assert states(study) == ["RUNNING"]
         worker.kill()
     study, _ = run(config, lambda number: METRICS)
@@ -203,9 +203,9 @@ def test_a_silent_worker_of_another_host_is_taken_for_dead(config: SearchConfig)
     assert trial is not None
     trial.set_user_attr(OWNER, owner() | {"host": "elsewhere"})
     trial.set_user_attr("beat", time.time() - 30)
-    close_dead(study, stale_minutes=1)
+    close_dead(study, config)
     assert states(study) == ["RUNNING"]
-    close_dead(study, stale_minutes=0.4)
+    close_dead(study, dataclasses.replace(config, stale_minutes=0.4))
     assert states(study) == ["FAIL"]
 
 
