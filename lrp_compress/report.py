@@ -16,7 +16,9 @@ def main() -> None:
         description="Writes report.html, which needs no network, and report.csv about many finished runs.",
         epilog="Sweeps and studies write theirs when they end. Example of a filter: \"tags.game = 'breakout'\"",
     )
-    parser.add_argument("source", help="folder of a sweep, a study or a run; name of a study; or a filter of MLflow")
+    parser.add_argument(
+        "source", nargs="+", help="folders of sweeps, studies or runs; or the name of a study; or a filter of MLflow"
+    )
     parser.add_argument("--out", type=Path, help="folder for the two files; default: the source's, else report/")
     parser.add_argument("--storage", default="sqlite:///studies.db", help="database of studies; default: %(default)s")
     parser.add_argument("--tracking", default="sqlite:///mlflow.db", help="MLflow store; default: %(default)s")
@@ -34,11 +36,13 @@ def main() -> None:
 
 def _write(options: argparse.Namespace) -> Path:
     from lrp_compress.config import TrackingConfig
-    from lrp_compress.reporting.collections import from_filter, from_folder, from_study
+    from lrp_compress.reporting.collections import from_filter, from_folder, from_folders, from_study
     from lrp_compress.reporting.page import write_report
     from lrp_compress.tracking.runs import check_store
 
-    source, folder = options.source, Path(options.source)
+    source, folder = options.source[0], Path(options.source[0])
+    if len(options.source) > 1:
+        return write_report(from_folders([Path(one) for one in options.source]), options.out or Path("report"))
     if folder.is_dir():
         return write_report(from_folder(folder), options.out or folder)
     if any(sign in source for sign in "=<>"):

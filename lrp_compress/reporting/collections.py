@@ -58,6 +58,18 @@ def from_folder(folder: Path) -> Collection:
     return Collection(folder.name, records, study, front)
 
 
+def from_folders(folders: Sequence[Path]) -> Collection:
+    """Collect the runs of several folders, each run once.
+
+    Raises
+    ------
+    UserError
+        If one of them holds no finished run, or a file is damaged.
+    """
+    records = {record.folder.name: record for folder in folders for record in find_runs(folder)}
+    return Collection(", ".join(folder.name for folder in folders), list(records.values()))
+
+
 def from_study(name: str, storage: str) -> Collection:
     """Collect the runs of a study.
 

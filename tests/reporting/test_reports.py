@@ -23,7 +23,7 @@ from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
 from lrp_compress.reporting.charts import _on_front
-from lrp_compress.reporting.collections import from_filter, from_folder, from_study
+from lrp_compress.reporting.collections import from_filter, from_folder, from_folders, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, write_report
 from lrp_compress.reporting.records import differing, find_runs, group_seeds
 from lrp_compress.search.studies import open_study
@@ -197,6 +197,13 @@ def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, tmp_path: Path):
         from_filter("tags.criterion = 'apoz'", tracking)
     with pytest.raises(UserError, match="Invalid"):
         from_filter("tags.criterion = ", tracking)
+
+
+def test_runs_of_several_folders_are_counted_once(sweep: Path):
+    runs = [folder for folder in sweep.iterdir() if "random" in folder.name]
+    assert len(from_folders([*runs, sweep]).records) == 5
+    with pytest.raises(UserError, match="empty holds no finished run"):
+        from_folders([sweep, sweep / "empty"])
 
 
 def test_nothing_to_report_is_said(tmp_path: Path):
