@@ -205,18 +205,21 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(undisturbed: tuple[P
 def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(tmp_path: Path):
     sweep = ["-m", "prune.ratio=0.3,0.5", "criterion=weight_l1,random", "distill=none"]
     main_job(tmp_path, *sweep)
+    (sweep_name,) = {run.data.tags["sweep"] for run in runs(tmp_path)}
     assert sorted(run.info.run_name for run in runs(tmp_path)) == [
         "breakout-random-r0.30-s0",
         "breakout-random-r0.50-s0",
         "breakout-weight_l1-r0.30-s0",
         "breakout-weight_l1-r0.50-s0",
+        f"report of {sweep_name}",
     ]
-    assert len({run.data.tags["sweep"] for run in runs(tmp_path)}) == 1
+    page = (tmp_path / "multirun" / sweep_name / "report.html").read_text()
+    assert page.count("<svg") == 4
     cached = sorted(path.name.split("-")[0] for path in (tmp_path / "outputs" / "cache").iterdir())
     assert cached == ["evaluation", "rollouts"]
     again = main_job(tmp_path, *sweep).stdout
     assert again.count("has finished before") == 4
-    assert len(runs(tmp_path)) == 4
+    assert len(runs(tmp_path)) == 5
 
 
 def test_an_untrained_agent_of_another_library_is_compressed_with_a_warning(tmp_path: Path):
