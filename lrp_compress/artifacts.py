@@ -63,7 +63,7 @@ def publish(
     rule = action_rule(config.evaluate.action, agents["teacher"].network.head_kind, config.evaluate.epsilon)
     seed = stage_seed(config.seed, "video")
     plays = [record_play(agents[name], rule, config.protocol, seed, VIDEO_STEPS) for name in ("teacher", "student")]
-    side_by_side_video(figures / "teacher-and-student.gif", plays)
+    side_by_side_video(figures / "teacher-and-student.gif", [play[:, -1] for play in plays])
     tracker.artifact(figures)
 
 

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrp_compress.config import Config, Range, RootConfig, SearchConfig, TrainConfig, flatten
+from lrp_compress.config import Config, PlayConfig, Range, RootConfig, SearchConfig, TrainConfig, flatten
 from lrp_compress.errors import UserError, unknown_name
 
 Root = TypeVar("Root", bound=RootConfig)
@@ -39,9 +39,10 @@ def options(group: str) -> list[str]:
 
 
 def register_schemas() -> None:
-    """Make the types known to Hydra, as the first entry of ``conf/config.yaml`` and ``conf/train.yaml``."""
+    """Make the types known to Hydra, as the first entry of the commands' files in ``conf/``."""
     ConfigStore.instance().store(name="schema", node=Config)
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
+    ConfigStore.instance().store(name="play_schema", node=PlayConfig)
 
 
 def check_config(cfg: DictConfig, schema: type[Root]) -> Root:

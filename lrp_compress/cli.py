@@ -27,7 +27,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas, settings
-from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, TrainConfig, config_hash
+from lrp_compress.config import INCIDENTAL, Config, PlayConfig, RootConfig, TrackingConfig, TrainConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.mistakes import report
@@ -82,6 +82,13 @@ COMMANDS = {
         "lrp_compress.training.run",
         ("game",),
         {"game=": "+game=", "algorithm=": "train=", "train.hyperparameters": "++train.hyperparameters"},
+    ),
+    "play": Command(
+        "play",
+        PlayConfig,
+        "lrp_compress.watching",
+        ("game",),
+        {"game=": "+game=", "agent=": "teacher.source="},
     ),
 }
 

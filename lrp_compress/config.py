@@ -250,7 +250,27 @@ class TrainConfig:
         return f"train-{self.game.name}-{self.train.algorithm}-s{self.seed}"
 
 
-RootConfig = Config | TrainConfig
+@dataclass
+class PlayConfig:
+    """The whole configuration of a watched play (``conf/play.yaml``)."""
+
+    game: GameConfig = MISSING
+    teacher: TeacherConfig = MISSING
+    criterion: CriterionConfig = MISSING
+    evaluate: EvaluateConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    protocol: str = _one_of("noop", "sticky")
+    seconds: float = _within(0, open_low=True)
+    seed: int = _within(0, 2**31 - 1)
+    cache_dir: str = MISSING
+
+    @property
+    def run_name(self) -> str:
+        """Readable name of a play, e.g. ``play-pong-s0``; not unique."""
+        return f"play-{self.game.name}-s{self.seed}"
+
+
+RootConfig = Config | TrainConfig | PlayConfig
 
 
 def flatten(config: RootConfig) -> dict[str, bool | int | float | str | None]:

@@ -247,7 +247,36 @@ def side_by_side_video(path: Path, plays: Sequence[NDArray[np.uint8]]) -> Path:
     """
     length = max(len(frames) for frames in plays)
     lined_up = [np.concatenate([frames, frames[-1:].repeat(length - len(frames), axis=0)]) for frames in plays]
-    margin = np.full((length, 84, VIDEO_MARGIN), 255, dtype=np.uint8)
+    return _write_video(path, lined_up)
+
+
+def relevance_video(path: Path, frames: NDArray[np.uint8], maps: Tensor) -> Path:
+    """Write play with its relevance laid over it beside it, as an animated GIF at the speed of the game.
+
+    Parameters
+    ----------
+    path : Path
+        The GIF to write.
+    frames : ndarray of uint8, shape (T, 84, 84)
+        The play.
+    maps : Tensor, shape (T, 84, 84)
+        Heat maps; full colour is the 99.9 % quantile of all magnitudes, so that moments compare.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    values = _array(maps)
+    signed = np.clip(values / (np.quantile(np.abs(values), 0.999) or 1), -1, 1)
+    overlaid = np.stack([_overlay(frame / 255, own) for frame, own in zip(frames, signed, strict=True)])
+    plain = np.repeat(frames[..., None], 3, axis=3)
+    return _write_video(path, [plain, (overlaid * 255).astype(np.uint8)])
+
+
+def _write_video(path: Path, lined_up: Sequence[NDArray[np.uint8]]) -> Path:
+    """Write plays of the same length and kind, grey (T, 84, 84) or coloured (T, 84, 84, 3), beside each other."""
+    margin = np.full((*lined_up[0].shape[:2], VIDEO_MARGIN, *lined_up[0].shape[3:]), 255, dtype=np.uint8)
     columns = [part for frames in lined_up for part in (margin, frames)][1:]
     large = np.concatenate(columns, axis=2).repeat(VIDEO_ZOOM, axis=1).repeat(VIDEO_ZOOM, axis=2)
     first, *others = (Image.fromarray(frame) for frame in large)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrp_compress.config import RootConfig, config_hash, flatten
+from lrp_compress.config import Config, TrainConfig, config_hash, flatten
 from lrp_compress.files import read_json, write_json
 from lrp_compress.tracking.runs import open_run
 from lrp_compress.tracking.tracker import Tracker
@@ -17,7 +17,7 @@ STAGES = "stages"  # folder of the finished stages, within a run's
 
 
 def run_once(
-    config: RootConfig,
+    config: Config | TrainConfig,
     run_dir: Path,
     identity: Mapping[str, str],
     tags: Mapping[str, str],

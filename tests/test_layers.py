@@ -20,9 +20,9 @@ FLOORS = [
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline"],
+    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline", "watching"],
     ["search", "reporting"],
-    ["mistakes", "cli", "__main__", "train", "report"],
+    ["mistakes", "cli", "__main__", "train", "play", "report"],
 ]
 ONLY_IMPORTER = {
     "ale_py": "atari.envs",

@@ -1,4 +1,4 @@
-"""A few seconds of play as frames, to be watched."""
+"""A few seconds of play, to be watched."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def record_play(agent: Agent, rule: ActionRule, protocol: str, seed: int, steps:
 
     Returns
     -------
-    ndarray of uint8, shape (T, 84, 84)
-        The newest frame of each observation.
+    ndarray of uint8, shape (T, 4, 84, 84)
+        The observations; the newest frame of each is the last.
     """
     rng = np.random.default_rng(seed)
-    frames: list[NDArray[np.uint8]] = []
+    observations: list[NDArray[np.uint8]] = []
     with cores_shared_with_emulators(), envs_for(agent, 1, protocol, seed, threads=1) as envs:
         step = envs.reset()
-        while len(frames) < steps and not step.ended[0]:
-            frames.append(step.observations[0, -1])
+        while len(observations) < steps and not step.ended[0]:
+            observations.append(step.observations[0])
             actions, _ = act(agent.network, step.observations, rule, rng)
             step = envs.step(actions)
-    return np.stack(frames)
+    return np.stack(observations)

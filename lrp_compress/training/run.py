@@ -91,8 +91,8 @@ def publish(
     )
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
     rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
-    frames = record_play(agent, rule, "noop", stage_seed(config.seed, "video"), VIDEO_STEPS)
-    side_by_side_video(figures / "play.gif", [frames])
+    play = record_play(agent, rule, "noop", stage_seed(config.seed, "video"), VIDEO_STEPS)
+    side_by_side_video(figures / "play.gif", [play[:, -1]])
     for artifact in (run_dir / "agent.safetensors", run_dir / "card.md", figures):
         tracker.artifact(artifact)
 
@@ -117,7 +117,7 @@ def preflight(config: TrainConfig) -> None:
     check_store(config.tracking)
 
 
-def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> None:
+def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> dict[str, float]:
     """Do one training, or go on with it, or find that it is done; then say where its agent is.
 
     Parameters
@@ -128,6 +128,11 @@ def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> None:
         The run's folder; the files of its stages are kept in it.
     sweep : str or None
         Name of the sweep the run belongs to.
+
+    Returns
+    -------
+    dict of str to float
+        The final metrics.
     """
     console = Console()
     tags = {"algorithm": config.train.algorithm} | ({"sweep": sweep} if sweep else {})
@@ -140,6 +145,7 @@ def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> None:
     console.print(f"compress  python -m lrp_compress game={config.game.name} teacher.source={agent}", soft_wrap=True)
     if view := training_view(config.tracking):
         console.print(f"runs      {view}", soft_wrap=True)
+    return metrics
 
 
 def _evaluate(config: TrainConfig, agent: Agent, protocol: str, steps: int | None = None) -> Evaluation:

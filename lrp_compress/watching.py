@@ -1,0 +1,68 @@
+"""An agent at play, with its relevance map beside it, as a video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.teachers import load_teacher, teacher_path
+from lrp_compress.atari.acting import action_rule
+from lrp_compress.atari.envs import minimal_actions
+from lrp_compress.atari.recording import record_play
+from lrp_compress.compression.attribution import heat_maps
+from lrp_compress.compression.composites import COMPOSITES
+from lrp_compress.config import PlayConfig
+from lrp_compress.figures import relevance_video
+from lrp_compress.seeding import stage_seed
+
+STEPS_PER_SECOND = 15  # four of sixty frames each
+VIDEO = "play.gif"
+
+
+def preflight(config: PlayConfig) -> None:
+    """Check what a play needs from outside, before anything is written.
+
+    Raises
+    ------
+    UserError
+        If the composite is unknown, or the agent cannot be loaded or does not fit the game.
+    """
+    COMPOSITES[config.criterion.composite]
+    _load(config)
+
+
+def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float]:
+    """Let the agent play, write the video, say where it is.
+
+    Parameters
+    ----------
+    config : PlayConfig
+        The checked configuration.
+    run_dir : Path
+        The folder for the video.
+    sweep : str or None
+        Name of the sweep it belongs to; not used.
+
+    Returns
+    -------
+    dict of str to float
+        ``play/steps``: how many agent steps the video shows.
+    """
+    agent = _load(config)
+    rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
+    seed = stage_seed(config.seed, "video")
+    play = record_play(agent, rule, config.protocol, seed, max(1, round(config.seconds * STEPS_PER_SECOND)))
+    batches = torch.split(torch.from_numpy(play), config.criterion.batch_size)
+    composite, start = config.criterion.composite, config.criterion.relevance_seed
+    maps = torch.cat([heat_maps(agent.network, batch, composite, start) for batch in batches])
+    video = relevance_video(run_dir / VIDEO, play[:, -1], maps)
+    Console().print(f"{len(play) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
+    return {"play/steps": float(len(play))}
+
+
+def _load(config: PlayConfig) -> Agent:
+    path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
+    return load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name))
