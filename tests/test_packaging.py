@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parents[1]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel from a copy of what goes into it, without the network."""
     source = tmp_path_factory.mktemp("source")
-    for folder in ("lrp_compress", "conf", "teachers"):
+    for folder in ("lrp_compress", "hydra_plugins", "conf", "teachers"):
         shutil.copytree(REPOSITORY / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / file, source)
@@ -35,7 +35,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_code_settings_and_agents(wheel: Path):
     assert wheel.name.startswith(f"lrp_compress-{lrp_compress.__version__}-")
     held = set(zipfile.ZipFile(wheel).namelist())
-    for folder, inside in (("lrp_compress", ""), ("conf", "lrp_compress/"), ("teachers", "lrp_compress/")):
+    places = {"lrp_compress": "", "hydra_plugins": "", "conf": "lrp_compress/", "teachers": "lrp_compress/"}
+    for folder, inside in places.items():
         files = [
             path for path in (REPOSITORY / folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts
         ]
@@ -47,7 +48,11 @@ def test_unpacked_wheel_works_from_another_folder(wheel: Path, tmp_path: Path):
     installed, folder = tmp_path / "installed", tmp_path / "folder"
     zipfile.ZipFile(wheel).extractall(installed)
     folder.mkdir()
-    for arguments, expected in ((["--help"], "seaquest"), (["--cfg", "job", "+game=breakout"], "title: Breakout")):
+    for arguments, expected in (
+        (["--help"], "seaquest"),
+        (["--cfg", "job", "+game=breakout"], "title: Breakout"),
+        (["--cfg", "hydra", "game=breakout", "search=smoke"], "StudySweeper"),
+    ):
         command = [sys.executable, "-m", "lrp_compress", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(installed)}
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
