@@ -114,18 +114,18 @@ def close_dead(study: Study, config: SearchConfig) -> None:
         lives = process_lives(trial.user_attrs.get(OWNER, {}))
         beat = trial.user_attrs.get(BEAT) or (trial.datetime_start.timestamp() if trial.datetime_start else 0)
         if lives is False or (lives is None and time.time() - beat > 60 * config.stale_minutes):
-            requeue(study, trial.number, trial.params, "its worker is gone")
+            requeue(study, trial, "its worker is gone")
 
 
-def requeue(study: Study, number: int, params: Mapping[str, Any], reason: str) -> None:
-    """End a trial that was cut off, and queue its values again."""
+def requeue(study: Study, trial: FrozenTrial, reason: str) -> None:
+    """End a trial that was cut off, and queue its values again, also those that it was not asked for yet."""
     try:
-        study.tell(number, state=TrialState.FAIL)
+        study.tell(trial.number, state=TrialState.FAIL)
     except (ValueError, RuntimeError):  # another worker has been faster
         return
-    logger.warning("trial %d is queued again: %s", number, reason)
-    if params:
-        study.enqueue_trial(dict(params), user_attrs={RETRY_OF: number})
+    logger.warning("trial %d is queued again: %s", trial.number, reason)
+    if values := (_queued(trial) or {}) | trial.params:
+        study.enqueue_trial(values, user_attrs={RETRY_OF: trial.number})
 
 
 def counts(trial: FrozenTrial) -> bool:

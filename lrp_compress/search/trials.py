@@ -65,7 +65,7 @@ def run_trials(
             ends = [error] * len(trials)
         except BaseException:  # interrupted
             for trial in trials:
-                requeue(study, trial.number, trial.params, "interrupted")
+                requeue(study, study.get_trials(deepcopy=False)[trial.number], "interrupted")
             raise
         for trial, end in zip(trials, ends, strict=True):
             tell(study, config, trial, end)

@@ -197,6 +197,19 @@ def test_a_start_queued_by_two_workers_at_once_is_tried_once(config: SearchConfi
     assert ask(study, config, [start]) is None
 
 
+def test_values_that_were_not_asked_for_yet_are_queued_again(config: SearchConfig):
+    start = {"prune.ratio": 0.5, "seed": 3}
+    study = open_study(config, {})
+    trial = ask(study, config, [start])
+    assert trial is not None
+    trial.suggest_float("prune.ratio", 0, 0.9)
+    trial.set_user_attr(OWNER, owner() | {"process_start": "1"})
+    close_dead(study, config)
+    retried = ask(study, config, [])
+    assert retried is not None
+    assert retried.suggest_int("seed", 0, 9) == 3
+
+
 def test_a_silent_worker_of_another_host_is_taken_for_dead(config: SearchConfig):
     study = open_study(config, {})
     trial = ask(study, config, [])
