@@ -79,12 +79,12 @@ def learn(
 def agent_of(learner: BaseAlgorithm, config: TrainConfig) -> Agent:
     """Take the network that acts out of a learner, as an agent in evaluation mode on the CPU."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in learner.policy.state_dict().items()}
-    network, layout = network_from_state(state, [int(learner.action_space.n)])  # type: ignore[attr-defined]
+    network, _ = network_from_state(state, [int(learner.action_space.n)])  # type: ignore[attr-defined]
     info = AgentInfo(
         game=config.game.name,
         action_set="minimal",
         fire_on_life_loss=config.train.fire_on_life_loss,
-        lineage={"trained_by": layout.name, "steps": learner.num_timesteps, "seed": config.seed},
+        lineage={"trained_by": f"Stable-Baselines3, {config.train.algorithm}", "steps": learner.num_timesteps, "seed": config.seed},
         kept=all_channels(network.widths),
     )
     return Agent(network, info)
