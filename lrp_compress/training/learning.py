@@ -84,7 +84,11 @@ def agent_of(learner: BaseAlgorithm, config: TrainConfig) -> Agent:
         game=config.game.name,
         action_set="minimal",
         fire_on_life_loss=config.train.fire_on_life_loss,
-        lineage={"trained_by": f"Stable-Baselines3, {config.train.algorithm}", "steps": learner.num_timesteps, "seed": config.seed},
+        lineage={
+            "trained_by": f"Stable-Baselines3, {config.train.algorithm}",
+            "steps": learner.num_timesteps,
+            "seed": config.seed,
+        },
         kept=all_channels(network.widths),
     )
     return Agent(network, info)
