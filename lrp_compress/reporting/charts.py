@@ -13,6 +13,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentForm
 
 from lrp_compress.figures import ACCENT, KEPT, REMOVED
 from lrp_compress.reporting.records import Group, Record
+from lrp_compress.search.objectives import dominates
 
 COLOURS = (KEPT, ACCENT, "#3a8f5c", "#b07c1f", "#7a4fa3", "#4a4a4a", "#1f9aa8")
 KEPT_LABEL = "return kept"
@@ -88,14 +89,9 @@ def front_chart(
 
 
 def _on_front(point: Sequence[float], points: Sequence[Sequence[float]], maximize: bool, floor: float | None) -> bool:
-    sign = 1 if maximize else -1
     if floor is not None and point[1] < floor:
         return False
-    better = [
-        sign * other[0] >= sign * point[0] and other[1] >= point[1] and tuple(other[:2]) != tuple(point[:2])
-        for other in points
-    ]
-    return not any(better)
+    return not any(dominates(other[:2], point[:2], (maximize, True)) for other in points)
 
 
 def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:

@@ -14,7 +14,7 @@ from pathlib import Path
 from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.config import Config, SearchConfig
 from lrp_compress.files import write_json
-from lrp_compress.search.objectives import RETURN_KEPT, dominates, objective_values
+from lrp_compress.search.objectives import OBJECTIVES, RETURN_KEPT, dominates, objective_values
 from lrp_compress.search.studies import FRONT
 from lrp_compress.seeding import stage_seed
 from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
@@ -93,9 +93,10 @@ def confirm_front(
     seen = [_evaluate_anew(one, config, teacher, digest, folder / FOLDER) for one in candidates]
     values = [objective_values(config.objectives, metrics) for metrics in seen]
     feasible = [config.floor is None or metrics[RETURN_KEPT] >= config.floor for metrics in seen]
+    maximize = [OBJECTIVES[name].maximize for name in config.objectives]
     confirmed = []
     for i, candidate in enumerate(candidates):
-        beaten = any(feasible[j] and dominates(values[j], values[i], config.objectives) for j in range(len(values)))
+        beaten = any(feasible[j] and dominates(values[j], values[i], maximize) for j in range(len(values)))
         confirmed.append(Confirmed(candidate, seen[i], values[i], feasible[i] and not beaten))
     write_json(folder / FRONT, [_record(one, config) for one in confirmed])
     return confirmed

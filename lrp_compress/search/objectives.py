@@ -63,7 +63,7 @@ def objective_values(names: Sequence[str], metrics: Mapping[str, float]) -> list
     return [metrics[OBJECTIVES[name].metric] for name in names]
 
 
-def dominates(one: Sequence[float], other: Sequence[float], names: Sequence[str]) -> bool:
+def dominates(one: Sequence[float], other: Sequence[float], maximize: Sequence[bool]) -> bool:
     """Whether `one` is nowhere worse than `other` and somewhere better."""
-    signed = [(a, b) if OBJECTIVES[name].maximize else (-a, -b) for name, a, b in zip(names, one, other, strict=True)]
+    signed = [(a, b) if more else (-a, -b) for more, a, b in zip(maximize, one, other, strict=True)]
     return all(a >= b for a, b in signed) and any(a > b for a, b in signed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.compression.pruning import prunable_layers
-from lrp_compress.config import Config, SearchConfig, TrackingConfig, flatten
+from lrp_compress.config import INCIDENTAL, Config, SearchConfig, TrackingConfig, flatten
 from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, write_json
 from lrp_compress.pipeline import find_teacher, preflight
@@ -136,9 +137,7 @@ def search(
 
 def _settings(config: SearchConfig, typed: Typed, digest: str) -> dict[str, Any]:
     """Collect what all trials of a study have in common."""
-    plain = [
-        override for override in typed.plain if not override.lstrip("+").startswith(("tracking", "cache_dir", "force"))
-    ]
+    plain = [override for override in typed.plain if re.split(r"[.=@]", override.lstrip("+"))[0] not in INCIDENTAL]
     return {
         "teacher": digest,
         "space": OmegaConf.to_container(OmegaConf.structured(config.space)),
