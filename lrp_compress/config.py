@@ -102,7 +102,7 @@ class PruneConfig:
     schedule: str = MISSING
     steps: int = _within(1, 100)
     min_width: int = _within(1)
-    round_to: int = _within(1)
+    round_to: str = _one_of("none", "desktop", "cortex_m")
 
 
 @dataclass
@@ -155,6 +155,18 @@ class LatencyConfig:
 
 
 @dataclass
+class QuantizeConfig:
+    """How the student becomes int8 (``conf/quantize``)."""
+
+    kind: str = _one_of("none", "int8")
+    states: int = _within(2)
+    min_agreement: float = _within(0, 1)
+    distill: str = _one_of("auto", "never", "always")
+    samples: int = _within(1)
+    learning_rate: float = _within(0, open_low=True)
+
+
+@dataclass
 class TrackingConfig:
     """Where runs are recorded (``conf/tracking``)."""
 
@@ -174,6 +186,8 @@ class Config:
     prune: PruneConfig = MISSING
     distill: DistillConfig = MISSING
     evaluate: EvaluateConfig = MISSING
+    quantize: QuantizeConfig = MISSING
+    export: list[str] = MISSING
     latency: LatencyConfig = MISSING
     tracking: TrackingConfig = MISSING
     protocol: str = _one_of("noop", "sticky")

@@ -20,10 +20,13 @@ from lrp_compress.compression.losses import LOSSES
 from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
 from lrp_compress.config import Config
+from lrp_compress.delivery import Delivery
+from lrp_compress.deployment.exports import check_exports
 from lrp_compress.files import check_writable, file_digest
+from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
 from lrp_compress.resume import STAGES, run_once
-from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
-from lrp_compress.summary import result_table
+from lrp_compress.stages import Stages
+from lrp_compress.summary import file_table, result_table
 from lrp_compress.tracking.runs import check_store, training_view
 from lrp_compress.tracking.tracker import Tracker
 
@@ -64,9 +67,14 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
 
     agents = {"teacher": teacher, "pruned": pruned, "student": student}
     evaluations = {name: stage.evaluate(agent, name) for name, agent in agents.items()}
-    latencies = stage.measure(agents, rollouts)
-    for name, agent in agents.items():
-        metrics |= agent_metrics(name, agent, evaluations[name], latencies[name])
+    delivery = Delivery(stage, student)
+    files = delivery.float_files(agents)
+    if int8 := delivery.quantize(rollouts, evaluations["student"]):
+        evaluations["int8"], files["int8"] = int8.evaluation, int8.source.path
+        metrics |= named("int8", int8_metrics(int8.quantization, files["int8"].stat().st_size, int8.distilled))
+    latencies = delivery.measure(agents, files, rollouts)
+    metrics |= delivery.export(files, int8)
+    metrics |= agent_metrics(agents, evaluations, latencies, delivery.cold_starts(files))
     metrics |= ratio_metrics(config, metrics, evaluations, latencies)
     publish(config, agents, rollouts, evaluations, run_dir, tracker)
     return metrics
@@ -88,6 +96,7 @@ def preflight(config: Config) -> None:
         (LOSSES, config.distill.loss),
     ):
         registry[name]
+    check_exports(config.export, config.quantize.kind)
     teacher, _ = find_teacher(config)
     prunable_layers(config.prune, teacher.network.widths)
     envs_for(teacher, 1, config.protocol, config.seed).close()
@@ -124,7 +133,11 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
         console,
     )
     console.print(result_table(metrics, config.run_name, config.evaluate.confidence))
+    console.print()
+    console.print(file_table(metrics, config.evaluate.confidence))
     console.print(f"\nstudent   {run_dir / 'student.safetensors'}", soft_wrap=True)
+    if config.export:
+        console.print(f"files     {run_dir / 'export'}", soft_wrap=True)
     console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
     if view := training_view(config.tracking):
         console.print(f"runs      {view}", soft_wrap=True)

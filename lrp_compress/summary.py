@@ -1,4 +1,4 @@
-"""The result of one run as a table for the terminal: teacher, pruned and student side by side."""
+"""The result of one run as tables for the terminal: the agents side by side, and the files that go on a device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 
 MISSING_CELL = "\N{EN DASH}"
+# label, metric, how it is written; where there are two metrics they are the ends of an interval
+Rows = tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...]
 AGENTS = ("teacher", "pruned", "student")
 
 
@@ -46,8 +48,7 @@ def _factor(value: float) -> str:
 
 
 INTERVAL = "  {confidence:.4g} % interval"
-# label, metric, how it is written; where there are two metrics they are the ends of an interval
-ROWS: tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...] = (
+ROWS: Rows = (
     ("return mean", ("return_mean",), _return),
     (INTERVAL, ("return_ci_low", "return_ci_high"), _return),
     ("return IQM", ("return_iqm",), _return),
@@ -56,12 +57,22 @@ ROWS: tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...] = (
     ("parameters", ("params",), _count),
     ("MACs", ("macs",), _millions),
     ("size, kB", ("size_bytes",), _kilobytes),
-    ("latency p50, ms", ("latency_p50_ms",), _milliseconds),
-    ("latency p99, ms", ("latency_p99_ms",), _milliseconds),
 )
-RATIO_ROWS: tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...] = (
+RATIO_ROWS: Rows = (
     ("return kept", ("return_kept",), _percent),
     ("parameters kept", ("params_kept",), _percent),
+)
+FILE_ROWS: Rows = (
+    ("return mean", ("return_mean",), _return),
+    (INTERVAL, ("return_ci_low", "return_ci_high"), _return),
+    ("size, kB", ("size_bytes",), _kilobytes),
+    ("latency p50, ms", ("latency_p50_ms",), _milliseconds),
+    ("latency p99, ms", ("latency_p99_ms",), _milliseconds),
+    ("loading, ms", ("load_ms",), _milliseconds),
+)
+FILE_RATIO_ROWS: Rows = (
+    ("return kept", ("return_kept",), _percent),
+    ("times smaller", ("compression",), _factor),
     ("speedup", ("speedup",), _factor),
     ("  over rounds", ("speedup_low", "speedup_high"), _factor),
 )
@@ -86,15 +97,41 @@ def result_table(metrics: Mapping[str, float | None], title: str, confidence: fl
     rich.table.Table
         Fits a terminal of 80 columns.
     """
+    return _table(metrics, title, confidence, {agent: agent for agent in AGENTS}, (ROWS, RATIO_ROWS))
+
+
+def file_table(metrics: Mapping[str, float | None], confidence: float) -> Table:
+    """Lay out what the files do in ONNX Runtime: teacher and student in float32, and the student in int8.
+
+    Parameters
+    ----------
+    metrics, confidence
+        As in `result_table`.
+
+    Returns
+    -------
+    rich.table.Table
+        Fits a terminal of 80 columns.
+    """
+    heads = {"teacher": "teacher", "student": "student", "int8": "student in int8"}
+    return _table(metrics, "as files, in ONNX Runtime", confidence, heads, (FILE_ROWS, FILE_RATIO_ROWS))
+
+
+def _table(
+    metrics: Mapping[str, float | None],
+    title: str,
+    confidence: float,
+    heads: Mapping[str, str],
+    sections: tuple[Rows, ...],
+) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
-    for agent in AGENTS:
-        table.add_column(agent, justify="right", no_wrap=True)
-    for rows in (ROWS, RATIO_ROWS):
+    for head in heads.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    for rows in sections:
         for label, names, write in rows:
-            table.add_row(
-                label.format(confidence=100 * confidence), *(_cell(metrics, agent, names, write) for agent in AGENTS)
-            )
+            cells = (_cell(metrics, agent, names, write) for agent in heads)
+            table.add_row(label.format(confidence=100 * confidence), *cells)
         table.add_section()
     return table
 

@@ -20,7 +20,7 @@ FLOORS = [
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline", "watching"],
+    ["figures", "summary", "resume", "training", "stages", "metrics", "delivery", "artifacts", "pipeline", "watching"],
     ["search", "reporting"],
     ["mistakes", "cli", "__main__", "train", "play", "report"],
 ]
@@ -28,6 +28,7 @@ ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
+    "onnx": "deployment.onnx_models",
     "optuna": "search",
     "sb3_contrib": "training",
     "stable_baselines3": "training",

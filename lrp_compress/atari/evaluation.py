@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
+from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.atari.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
 from lrp_compress.atari.envs import AtariEnvs, env_groups
 from lrp_compress.config import EvaluateConfig, GameConfig
 from lrp_compress.files import read_json, write_json
@@ -111,7 +113,14 @@ def bootstrap_interval(values: NDArray[np.float64], confidence: float, seed: int
 
 
 def evaluate(
-    agent: Agent, config: EvaluateConfig, game: GameConfig, rule: ActionRule, protocol: str, seed: int, label: str
+    agent: Agent,
+    config: EvaluateConfig,
+    game: GameConfig,
+    rule: ActionRule,
+    protocol: str,
+    seed: int,
+    label: str,
+    outputs: Outputs | None = None,
 ) -> Evaluation:
     """Play episodes and report their returns.
 
@@ -134,6 +143,8 @@ def evaluate(
         Seed of the environments and of the action choice.
     label : str
         What the progress bar says.
+    outputs : callable, optional
+        What computes the agent's outputs in its network's place, such as a file of it in another runtime.
 
     Returns
     -------
@@ -148,7 +159,7 @@ def evaluate(
             _Games(stack.enter_context(envs), quota, config.stall_limit, np.random.default_rng([seed, number]))
             for number, envs in enumerate(groups)
         ]
-        episodes = _play(agent, halves, rule, label)
+        episodes = _play(outputs or _network_outputs(agent), halves, rule, label)
     returns = np.array([episode.score for episode in episodes])
     low, high = bootstrap_interval(returns, config.confidence, seed)
     return Evaluation(
@@ -225,11 +236,15 @@ def human_normalised(score: float, game: GameConfig) -> float:
     return (score - game.random_score) / (game.human_score - game.random_score)
 
 
-def _play(agent: Agent, groups: Sequence[_Games], rule: ActionRule, label: str) -> list[Episode]:
+def _network_outputs(agent: Agent) -> Outputs:
+    return lambda observations: batched_outputs(agent.network, torch.from_numpy(observations))
+
+
+def _play(outputs: Outputs, groups: Sequence[_Games], rule: ActionRule, label: str) -> list[Episode]:
     """Play all games; one group is emulated while the agent decides for the other."""
 
     def send(games: _Games) -> None:
-        games.envs.send(act(agent.network, games.step.observations, rule, games.rng)[0])
+        games.envs.send(choose_actions(outputs(games.step.observations), rule, games.rng))
 
     for games in groups:
         send(games)

@@ -21,6 +21,13 @@ from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.config import PruneConfig
 from lrp_compress.errors import UserError
 
+# Multiples that widths are rounded up to, by profile and layer; a layer that is not named takes the last.
+ROUNDING: dict[str, dict[str, int]] = {
+    "none": {"": 1},
+    "desktop": {"conv1": 16, "": 4},  # AVX-512: benchmarks/rounding.py
+    "cortex_m": {"": 4},  # four int8 values are one word
+}
+
 
 @dataclass(frozen=True)
 class PruningPlan:
@@ -95,8 +102,8 @@ def plan_pruning(
     With the scope ``layer`` each layer keeps its best channels: of the original width, less the ratio, at least
     `min_width`. With the scope ``global`` all prunable channels compete by their share of their layer's scores, which
     add up to 1 (as in Yeom et al. 2021, "Pruning by Explaining"; a conserving relevance has the same sum in every
-    layer anyway), and exactly the number asked for goes, unless `min_width` stops it. Widths are then rounded up to a
-    multiple of `round_to`, but no layer ever grows. Of equal scores the lower index stays.
+    layer anyway), and exactly the number asked for goes, unless `min_width` stops it. Widths are then rounded up to
+    the multiples of the profile `round_to`, but no layer ever grows. Of equal scores the lower index stays.
 
     Parameters
     ----------
@@ -133,8 +140,10 @@ def plan_pruning(
     else:
         target_widths = {name: _kept(original_widths[name], _layer_ratio(name, config, ratio)) for name in layers}
     keep = {name: list(range(width)) for name, width in network.widths.items()}
+    multiples = ROUNDING[config.round_to]
     for name in layers:
-        width = math.ceil(max(target_widths[name], config.min_width) / config.round_to) * config.round_to
+        multiple = multiples.get(name, multiples[""])
+        width = math.ceil(max(target_widths[name], config.min_width) / multiple) * multiple
         keep[name] = sorted(_best_first(ranked[name])[:width])
     prunable = sum(original_widths[name] for name in layers)
     return PruningPlan(

@@ -1,16 +1,17 @@
 """Latency: how long an agent takes from an observation to an action, and how much faster the student is.
 
-The method. All networks are measured in one process, in rounds: in each round every network has one turn, in an order
-drawn anew, so that a slow minute of the machine slows them all. A turn is a few untimed decisions, which bring the
-network into the caches, and then the timed ones. A decision is what an embedded agent does sixty or fifteen times a
-second: one uint8 observation (batch 1) goes in, the index of the largest output comes out, in eager PyTorch on the CPU
-under inference mode. Each is timed by itself with the monotonic high-resolution clock. Nothing is allocated for the
-input, Python's garbage collector is off, the number of threads is fixed, and a single thread is pinned to one core.
+The method. All networks, in each runtime, are measured in one process, in rounds: in each round every one has one
+turn, in an order drawn anew, so that a slow minute of the machine slows them all. A turn is a few untimed decisions,
+which bring the network into the caches, and then the timed ones. A decision is what an embedded agent does sixty or
+fifteen times a second: one uint8 observation (batch 1) goes in, the index of the largest output comes out. Each is
+timed by itself, with the monotonic high-resolution clock and with the thread's own CPU time. Nothing is allocated for
+the input, Python's garbage collector is off, the number of threads is fixed, and a single thread is pinned to one core.
 All three settings are put back afterwards.
 
-What other programs on the machine add is not removed but shown: in the tail (p99, maximum), in the spread over the
-rounds, and in the number of involuntary context switches. The speedup compares the teacher and the student round by
-round; where it varies too much from round to round, all of it is measured again, and the steadiest measurement counts.
+What other programs on the machine add is not removed but shown: in the tail (p99, p99.9, maximum), beside the CPU time
+which they do not lengthen by waiting, in the spread over the rounds, and in the number of involuntary context switches.
+The speedup compares the teacher and the student round by round; where it varies too much from round to round, all of
+it is measured again, and the steadiest measurement counts.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import os
 import random
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +33,10 @@ from torch import Tensor
 
 from lrp_compress.agents.networks import STACK, PolicyNetwork
 from lrp_compress.config import LatencyConfig
+from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+
+# Makes one decision on an observation that is in place: the index of the largest output.
+Decision = Callable[[], int]
 
 # Atari's 60 frames per second; with frame skip 4 a decision is due every 1/15 s.
 DEADLINES_HZ = (60, 30, 15)
@@ -42,8 +48,10 @@ class Latency:
 
     Attributes
     ----------
-    p50_ms, p90_ms, p99_ms, max_ms, mean_ms : float
+    p50_ms, p90_ms, p99_ms, p999_ms, max_ms, mean_ms : float
         Quantiles (linear interpolation), maximum and mean over all timed decisions, in milliseconds.
+    cpu_p50_ms, cpu_p99_ms : float
+        Quantiles of the thread's CPU time, in milliseconds.
     late : dict of str to float
         Share of the decisions that took longer than 1/60, 1/30 and 1/15 s, by ``"60hz"``, ``"30hz"`` and ``"15hz"``.
     decisions : int
@@ -58,8 +66,11 @@ class Latency:
     p50_ms: float
     p90_ms: float
     p99_ms: float
+    p999_ms: float
     max_ms: float
     mean_ms: float
+    cpu_p50_ms: float
+    cpu_p99_ms: float
     late: dict[str, float]
     decisions: int
     round_p50_ms: list[float]
@@ -88,46 +99,75 @@ class Speedup:
         return (self.high - self.low) / self.ratio
 
 
-def measure_steadily(
-    networks: Mapping[str, PolicyNetwork], observation: Tensor, config: LatencyConfig, seed: int
-) -> dict[str, Latency]:
-    """Measure the latency of the ``"teacher"`` and others, and again while a speedup varies too much over the rounds.
+def torch_decision(network: PolicyNetwork, observation: Tensor) -> Decision:
+    """Let a copy of a network decide in eager PyTorch on the CPU.
 
     Parameters
     ----------
-    networks, observation, config, seed
+    network : PolicyNetwork
+        Left untouched.
+    observation : Tensor of uint8, shape (1, 4, 84, 84)
+
+    Raises
+    ------
+    ValueError
+        If the observation is of another shape or type.
+    """
+    ready = _checked(observation)
+    copied = copy.deepcopy(network).cpu().eval()
+    return lambda: int(copied(ready).argmax())
+
+
+def onnx_decision(policy: OnnxPolicy, observation: Tensor) -> Decision:
+    """Let a file decide in ONNX Runtime; parameters and errors as in `torch_decision`."""
+    ready = _checked(observation).numpy()
+    return lambda: int(policy.run(ready).argmax())
+
+
+def _checked(observation: Tensor) -> Tensor:
+    if observation.shape != (1, STACK, 84, 84) or observation.dtype != torch.uint8:
+        raise ValueError(f"one uint8 observation is needed, got {observation.dtype} {tuple(observation.shape)}")
+    return observation.cpu().contiguous()
+
+
+def measure_steadily(
+    decisions: Mapping[str, Decision], pairs: Sequence[tuple[str, str]], config: LatencyConfig, seed: int
+) -> dict[str, Latency]:
+    """Measure latencies, and again while a speedup varies too much over the rounds.
+
+    Parameters
+    ----------
+    decisions, config, seed
         As in `measure_latency`; `config` also says which spread is too wide and how often to measure at most.
+    pairs : sequence of (str, str)
+        Names of teachers and students whose speedups must be steady.
 
     Returns
     -------
     dict of str to Latency
         Of the measurement in which the widest spread was narrowest.
     """
+
+    def widest(measured: Mapping[str, Latency]) -> float:
+        return max(speedup(measured[teacher], measured[student]).spread for teacher, student in pairs)
+
     measurements: list[dict[str, Latency]] = []
     while len(measurements) < config.attempts:
-        measurements.append(measure_latency(networks, observation, config, seed + len(measurements)))
-        if _widest(measurements[-1]) <= config.max_spread:
+        measurements.append(measure_latency(decisions, config, seed + len(measurements)))
+        if widest(measurements[-1]) <= config.max_spread:
             break
-    return min(measurements, key=_widest)
+    return min(measurements, key=widest)
 
 
-def _widest(measured: Mapping[str, Latency]) -> float:
-    return max(speedup(measured["teacher"], own).spread for own in measured.values())
-
-
-def measure_latency(
-    networks: Mapping[str, PolicyNetwork], observation: Tensor, config: LatencyConfig, seed: int
-) -> dict[str, Latency]:
-    """Measure the latency of several networks against each other; the method is described at the top of this module.
+def measure_latency(decisions: Mapping[str, Decision], config: LatencyConfig, seed: int) -> dict[str, Latency]:
+    """Measure several latencies against each other; the method is described at the top of this module.
 
     Parameters
     ----------
-    networks : mapping of str to PolicyNetwork
-        By a name of choice, e.g. ``"teacher"`` and ``"student"``. They are copied to the CPU and left untouched.
-    observation : Tensor of uint8, shape (1, 4, 84, 84)
-        What every decision is made on.
+    decisions : mapping of str to callable
+        By a name of choice; see `torch_decision` and `onnx_decision`.
     config : LatencyConfig
-        Rounds; timed and untimed (`warmup`) decisions per turn; threads.
+        Rounds; timed and untimed (`warmup`) decisions per turn; threads of PyTorch.
     seed : int
         Seed of the order of turns.
 
@@ -135,26 +175,20 @@ def measure_latency(
     -------
     dict of str to Latency
         By the same names.
-
-    Raises
-    ------
-    ValueError
-        If the observation is of another shape or type.
     """
-    if observation.shape != (1, STACK, 84, 84) or observation.dtype != torch.uint8:
-        raise ValueError(f"one uint8 observation is needed, got {observation.dtype} {tuple(observation.shape)}")
-    observation = observation.cpu().contiguous()
-    copies = {name: copy.deepcopy(network).cpu().eval() for name, network in networks.items()}
-    times: dict[str, list[list[int]]] = {name: [] for name in networks}
-    switches = dict.fromkeys(networks, 0)
+    times: dict[str, list[_Turn]] = {name: [] for name in decisions}
+    switches = dict.fromkeys(decisions, 0)
     with _steady_process(config.threads), torch.inference_mode():
-        for order in turn_orders(list(networks), config.rounds, seed):
+        for order in turn_orders(list(decisions), config.rounds, seed):
             for name in order:
-                _time_decisions(copies[name], observation, config.warmup)
+                _time_decisions(decisions[name], config.warmup)
                 before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-                times[name].append(_time_decisions(copies[name], observation, config.decisions))
+                times[name].append(_time_decisions(decisions[name], config.decisions))
                 switches[name] += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
-    return {name: summarise_times(times[name], switches[name]) for name in networks}
+    return {
+        name: summarise_times([turn.wall for turn in turns], [turn.cpu for turn in turns], switches[name])
+        for name, turns in times.items()
+    }
 
 
 def turn_orders(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]:
@@ -163,27 +197,33 @@ def turn_orders(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]
     return [rng.sample(names, len(names)) for _ in range(rounds)]
 
 
-def summarise_times(times_ns: Sequence[Sequence[int]], involuntary_switches: int) -> Latency:
+def summarise_times(
+    wall_ns: Sequence[Sequence[int]], cpu_ns: Sequence[Sequence[int]], involuntary_switches: int
+) -> Latency:
     """Reduce one network's times to the figures that are reported.
 
     Parameters
     ----------
-    times_ns : sequence of sequence of int
+    wall_ns, cpu_ns : sequence of sequence of int
         Per round the time of each decision, in nanoseconds; as many in every round.
     involuntary_switches : int
         Context switches counted meanwhile.
     """
-    milliseconds = np.asarray(times_ns, dtype=np.float64) / 1e6
-    p50, p90, p99 = (float(quantile) for quantile in np.quantile(milliseconds, [0.5, 0.9, 0.99]))
+    wall, cpu = (np.asarray(times, dtype=np.float64) / 1e6 for times in (wall_ns, cpu_ns))
+    p50, p90, p99, p999 = (float(quantile) for quantile in np.quantile(wall, [0.5, 0.9, 0.99, 0.999]))
+    cpu_p50, cpu_p99 = (float(quantile) for quantile in np.quantile(cpu, [0.5, 0.99]))
     return Latency(
         p50_ms=p50,
         p90_ms=p90,
         p99_ms=p99,
-        max_ms=float(milliseconds.max()),
-        mean_ms=float(milliseconds.mean()),
-        late={f"{rate}hz": float((milliseconds > 1000 / rate).mean()) for rate in DEADLINES_HZ},
-        decisions=milliseconds.size,
-        round_p50_ms=np.median(milliseconds, axis=1).tolist(),
+        p999_ms=p999,
+        max_ms=float(wall.max()),
+        mean_ms=float(wall.mean()),
+        cpu_p50_ms=cpu_p50,
+        cpu_p99_ms=cpu_p99,
+        late={f"{rate}hz": float((wall > 1000 / rate).mean()) for rate in DEADLINES_HZ},
+        decisions=wall.size,
+        round_p50_ms=np.median(wall, axis=1).tolist(),
         involuntary_switches=involuntary_switches,
     )
 
@@ -201,14 +241,23 @@ def speedup(teacher: Latency, student: Latency) -> Speedup:
     return Speedup(teacher.p50_ms / student.p50_ms, float(low), float(high))
 
 
-def _time_decisions(network: PolicyNetwork, observation: Tensor, count: int) -> list[int]:
-    clock = time.perf_counter_ns
-    times = [0] * count
+class _Turn(NamedTuple):
+    """Times of the decisions of one turn, in nanoseconds."""
+
+    wall: list[int]
+    cpu: list[int]
+
+
+def _time_decisions(decide: Decision, count: int) -> _Turn:
+    clock, cpu_clock = time.perf_counter_ns, time.thread_time_ns
+    turn = _Turn([0] * count, [0] * count)
     for i in range(count):
+        cpu_start = cpu_clock()
         start = clock()
-        int(network(observation).argmax())
-        times[i] = clock() - start
-    return times
+        decide()
+        turn.wall[i] = clock() - start  # the CPU clock is a system call, so it is read outside
+        turn.cpu[i] = cpu_clock() - cpu_start
+    return turn
 
 
 @contextlib.contextmanager

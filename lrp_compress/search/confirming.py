@@ -13,11 +13,13 @@ from pathlib import Path
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.config import Config, SearchConfig
+from lrp_compress.delivery import Delivery
 from lrp_compress.files import write_json
+from lrp_compress.metrics import agent_metrics, ratio_metrics
 from lrp_compress.search.objectives import OBJECTIVES, RETURN_KEPT, dominates, objective_values
 from lrp_compress.search.studies import FRONT
 from lrp_compress.seeding import stage_seed
-from lrp_compress.stages import Stages, agent_metrics, ratio_metrics
+from lrp_compress.stages import Stages
 from lrp_compress.tracking.tracker import Tracker
 
 FOLDER = "confirmed"  # within the sweep's
@@ -112,10 +114,9 @@ def _evaluate_anew(
     agents = {"teacher": teacher, "student": load_agent(candidate.run_dir / "student.safetensors")}
     evaluations = {name: stages.evaluate(agent, name) for name, agent in agents.items()}
     states = Stages(own, teacher, digest, folder, Tracker()).rollouts()  # those that the trial has used
-    latencies = stages.measure(agents, states)
-    metrics: dict[str, float] = {}
-    for name, agent in agents.items():
-        metrics |= agent_metrics(name, agent, evaluations[name], latencies[name])
+    delivery = Delivery(stages, agents["student"])
+    latencies = delivery.measure(agents, delivery.float_files(agents), states)
+    metrics = agent_metrics(agents, evaluations, latencies, {})
     return metrics | ratio_metrics(anew, metrics, evaluations, latencies)
 
 

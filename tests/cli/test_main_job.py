@@ -18,6 +18,7 @@ from PIL import Image
 from lrp_compress.agents.checkpoints import load_agent, save_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.evaluation import load_evaluation
+from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from tests.cli.commands import environment
 
 SMALL = [
@@ -30,6 +31,7 @@ SMALL = [
     # a set precision, because a measured one may differ from run to run
     "distill={samples: 6000, step_samples: 2000, envs: 8, replay_states: 4096, precision: float32}",
     "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1500}",
+    "quantize={states: 16, min_agreement: 0.2, distill: always, samples: 2000}",
     "latency={rounds: 2, decisions: 5, warmup: 2}",
 ]
 
@@ -57,7 +59,7 @@ def runs(folder: Path) -> list[Run]:
 
 def comparable(metrics: dict[str, float]) -> dict[str, float]:
     """The metrics without those that come from a clock."""
-    timed = ("latency", "late_", "speedup", "samples_per_s")
+    timed = ("latency", "late_", "speedup", "samples_per_s", "load_ms", "first_ms", "memory_bytes")
     return {key: value for key, value in metrics.items() if not any(word in key for word in timed)}
 
 
@@ -70,7 +72,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_prints_the_result_and_where_to_look(undisturbed: tuple[Path, str]):
     folder, printed = undisturbed
-    for line in ("return mean", "95 % interval", "human-normalised", "parameters", "MACs", "size, kB", "latency p50"):
+    shown = (
+        "return mean",
+        "95 % interval",
+        "human-normalised",
+        "parameters",
+        "MACs",
+        "size, kB",
+        "latency p50",
+        "int8",
+    )
+    for line in (*shown, "times smaller", "speedup"):
         assert line in printed
     assert "return kept" in printed
     assert str(run_folder(folder) / "student.safetensors") in printed
@@ -113,15 +125,35 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
         for figure in figures:
             assert f"{agent}/{figure}" in run.data.metrics
     metrics = run.data.metrics
+    for figure in (*figures[:4], *figures[6:], "return_kept", "agreement", "speedup", "load_ms", "memory_bytes"):
+        assert f"int8/{figure}" in metrics
+    assert metrics["int8/distilled"] in (0, 1)
+    assert metrics["int8/compression"] == metrics["teacher/size_bytes"] / metrics["int8/size_bytes"]
+    assert metrics["export/onnx/float32/max_difference"] < 1e-3
+    assert {"student/torch_speedup", "teacher/latency_cpu_p50_ms", "int8/distill_loss"} <= set(metrics)
     assert metrics["student/params_kept"] == pytest.approx(metrics["student/params"] / metrics["teacher/params"])
     assert {"student/return_kept", "student/speedup", "distill/loss", "prune/ratio_reached"} <= set(metrics)
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     assert [point.step for point in client.get_metric_history(run.info.run_id, "prune/ratio_reached")] == [1, 2]
     top = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id)}
-    assert {"student.safetensors", "figures", "plan", "evaluation", "images", ".hydra"} <= top
+    assert {"student.safetensors", "figures", "plan", "evaluation", "export", "images", ".hydra"} <= top
     images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
     for key in ("relevance~maps", "relevance~channels", "returns~episodes", "distill~curve"):
         assert any(key in path for path in images)
+
+
+def test_files_decide_as_the_student(undisturbed: tuple[Path, str]):
+    run_dir = run_folder(undisturbed[0])
+    observations = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
+    policy = OnnxPolicy(run_dir / "export" / "onnx" / "student.onnx")
+    student = load_agent(run_dir / "student.safetensors").network
+    torch.testing.assert_close(policy.outputs(observations.numpy()), student(observations), rtol=1e-4, atol=1e-4)
+    int8 = run_dir / "export" / "onnx" / "student-int8.onnx"
+    metrics = json.loads((run_dir / "result.json").read_text())
+    assert int8.stat().st_size == metrics["int8/size_bytes"] < 0.3 * metrics["student/size_bytes"]
+    stages = ("int8", "int8-distilled")
+    returns = [load_evaluation(run_dir / "stages" / f"evaluation-{name}.json").mean for name in stages]
+    assert metrics["int8/return_mean"] == max(returns)
 
 
 def test_video_shows_both_agents(undisturbed: tuple[Path, str]):
@@ -158,11 +190,12 @@ def test_another_teacher_under_the_same_name_starts_anew(undisturbed: tuple[Path
     assert (run_folder(undisturbed[0]) / "identity.json").exists()
     teacher = tmp_path / "agent.safetensors"
     teacher.write_bytes((teachers_dir() / "breakout.safetensors").read_bytes())
-    main_job(tmp_path, f"teacher.source={teacher}", "distill=none")
+    short = (f"teacher.source={teacher}", "distill=none", "quantize=none", "export=[]")
+    main_job(tmp_path, *short)
     first = (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text()
     shipped.network.conv1.weight.data.mul_(1.5)
     save_agent(teacher, shipped)
-    assert "has finished before" not in main_job(tmp_path, f"teacher.source={teacher}", "distill=none").stdout
+    assert "has finished before" not in main_job(tmp_path, *short).stdout
     assert (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text() != first
 
 
@@ -203,7 +236,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(undisturbed: tuple[P
 
 
 def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(tmp_path: Path):
-    sweep = ["-m", "prune.ratio=0.3,0.5", "criterion=weight_l1,random", "distill=none"]
+    sweep = ["-m", "prune.ratio=0.3,0.5", "criterion=weight_l1,random", "distill=none", "quantize=none", "export=[]"]
     main_job(tmp_path, *sweep)
     (sweep_name,) = {run.data.tags["sweep"] for run in runs(tmp_path)}
     assert sorted(run.info.run_name for run in runs(tmp_path)) == [
@@ -230,7 +263,8 @@ def test_an_untrained_agent_of_another_library_is_compressed_with_a_warning(tmp_
         f"network.{i}.{k}": v for i, m in zip((0, 2, 4, 7, 9), layers, strict=True) for k, v in m.state_dict().items()
     }
     torch.save(state, tmp_path / "dqn_atari.cleanrl_model")
-    done = main_job(tmp_path, "teacher.source=dqn_atari.cleanrl_model", "distill.samples=0", "distill.step_samples=0")
+    untouched = ("distill.samples=0", "distill.step_samples=0", "quantize=none", "export=[]")
+    done = main_job(tmp_path, "teacher.source=dqn_atari.cleanrl_model", *untouched)
     log = done.stdout + done.stderr
     assert "the teacher plays breakout no better than random actions" in log
     assert "try teacher.fire_on_life_loss=false" in log

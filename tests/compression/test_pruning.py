@@ -29,7 +29,7 @@ NETWORKS = {
     "equal widths": ({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 6, "fc2": 6}, "q"),
 }
 CONFIG = PruneConfig(
-    ratio=0.5, layer_ratios={}, layers="all", scope="layer", schedule="one_shot", steps=1, min_width=1, round_to=1
+    ratio=0.5, layer_ratios={}, layers="all", scope="layer", schedule="one_shot", steps=1, min_width=1, round_to="none"
 )
 
 
@@ -153,7 +153,7 @@ def test_the_given_network_stays_and_the_new_one_is_its_own(context: Callable[[]
 def test_ratio_zero_keeps_everything() -> None:
     network = built()
     for scope in ("layer", "global"):
-        plan = planned(scored(network.widths), network, configured(scope=scope, ratio=0.0, round_to=8), 0.0)
+        plan = planned(scored(network.widths), network, configured(scope=scope, ratio=0.0, round_to="desktop"), 0.0)
         assert plan.keep == plan.kept_original == all_channels(network.widths)
         assert (plan.ratio_asked, plan.ratio_reached) == (0, 0)
         pruned = apply_pruning(network, plan)
@@ -248,7 +248,7 @@ def test_global_scope_takes_elsewhere_what_min_width_keeps() -> None:
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_round_to_rounds_up_but_never_grows_a_layer(scope: str) -> None:
     teacher = built()
-    config = configured(scope=scope, ratio=0.9, round_to=4)
+    config = configured(scope=scope, ratio=0.9, round_to="cortex_m")
     first = planned(scored(teacher.widths), teacher, config, 0.3)
     unrounded = planned(scored(teacher.widths), teacher, configured(scope=scope, ratio=0.9), 0.3)
     for name, width in widths_of(unrounded).items():
@@ -258,6 +258,12 @@ def test_round_to_rounds_up_but_never_grows_a_layer(scope: str) -> None:
     if scope == "layer":
         assert widths_of(second) == {"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 4}
     assert all(width % 4 == 0 and width <= middle.widths[name] for name, width in widths_of(second).items())
+
+
+def test_the_desktop_profile_rounds_conv1_to_more() -> None:
+    teacher = PolicyNetwork({"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}, "q", 4)
+    plan = planned(scored(teacher.widths), teacher, configured(round_to="desktop"), 0.7)
+    assert widths_of(plan) == {"conv1": 16, "conv2": 20, "conv3": 20, "fc1": 156}
 
 
 def test_conv_only_leaves_the_dense_layers_whole() -> None:

@@ -1,0 +1,243 @@
+"""The last stages of a run: the student as files for a device, and what it costs there."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.atari.evaluation import Evaluation
+from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
+from lrp_compress.compression.distillation import Progress, distill
+from lrp_compress.compression.quantization import Quantization, full_precision, quantization_aware, quantize_static
+from lrp_compress.config import RolloutsConfig
+from lrp_compress.deployment.cold_start import ColdStart, cold_start
+from lrp_compress.deployment.deviation import Deviation
+from lrp_compress.deployment.exports import EXPORTS, Deliverable, Int8Source
+from lrp_compress.deployment.latency import Decision, Latency, measure_steadily, onnx_decision, torch_decision
+from lrp_compress.deployment.onnx_models import save_float
+from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.errors import UserError
+from lrp_compress.files import read_json, stored, write_json
+from lrp_compress.metrics import TORCH
+from lrp_compress.seeding import stage_seed
+from lrp_compress.stages import Stages
+
+logger = logging.getLogger(__name__)
+
+ENVS, EVERY = 16, 32  # games at once in the student's play; agent steps from one of its states to the next
+
+
+@dataclass(frozen=True)
+class OwnPlay:
+    """States of the student's play, far enough apart to be of whole games.
+
+    Attributes
+    ----------
+    calibration, held_out : ndarray of uint8, shape (N, 4, 84, 84)
+        Of different games: for the ranges of int8 activations, and for comparing files with networks.
+    """
+
+    calibration: NDArray[np.uint8]
+    held_out: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Int8:
+    """An agent in int8 and what is known of it.
+
+    Attributes
+    ----------
+    source : Int8Source
+        The file and what it was made of.
+    quantization : Quantization
+        How near it is to its float32 agent.
+    evaluation : Evaluation
+        Of the file itself, played in ONNX Runtime.
+    distilled : bool
+        Whether the agent was distilled for it.
+    """
+
+    source: Int8Source
+    quantization: Quantization
+    evaluation: Evaluation
+    distilled: bool
+
+
+class Delivery:
+    """A method per stage.
+
+    Parameters
+    ----------
+    stage : Stages
+        The run's other stages.
+    student : Agent
+        The distilled student.
+    """
+
+    def __init__(self, stage: Stages, student: Agent) -> None:
+        self._stage = stage
+        self._student = student
+        self._config = stage.config
+        self._folder = stage.folder
+
+    @cached_property
+    def seen(self) -> OwnPlay:
+        """States of the student's play; played anew when a run goes on, since that is quick and they are large."""
+        states = 2 * self._config.quantize.states
+        how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
+        seed = stage_seed(self._config.seed, "quantize", "play")
+        played = collect_rollouts(self._student, how, self._stage.rule, self._config.protocol, seed)
+        observations = played.observations(torch.arange(states)).numpy()  # environment by environment
+        return OwnPlay(observations[: states // 2], observations[states // 2 :])
+
+    def quantize(self, rollouts: Rollouts, evaluation: Evaluation) -> Int8 | None:
+        """Make the student's int8 file; where its return falls below the student's, distil once more for it.
+
+        Parameters
+        ----------
+        rollouts : Rollouts
+            States of the teacher's play.
+        evaluation : Evaluation
+            The student's own.
+
+        Returns
+        -------
+        Int8 or None
+            Of two files the one with the higher return; none if none is wanted.
+
+        Raises
+        ------
+        UserError
+            If int8 and float32 disagree more often than the configuration allows.
+        """
+        wanted = self._config.quantize
+        if wanted.kind == "none":
+            return None
+        static = self._int8(self._student, "int8", distilled=False)
+        falls_below = static.evaluation.ci_high < evaluation.mean
+        if wanted.distill == "never" or (wanted.distill == "auto" and not falls_below):
+            return static
+        distilled = self._int8(self._distill_for_int8(rollouts), "int8-distilled", distilled=True)
+        return max(static, distilled, key=lambda int8: int8.evaluation.mean)
+
+    def _int8(self, agent: Agent, name: str, distilled: bool) -> Int8:
+        path = self._folder / name / "student-int8.onnx"
+        quantization = stored(
+            self._folder / name / "quantization.json",
+            lambda: quantize_static(path, agent, self.seen.calibration, self.seen.held_out),
+            lambda path, made: write_json(path, dataclasses.asdict(made)),
+            _load_quantization,
+        )
+        agreement, least = quantization.chosen.agreement, self._config.quantize.min_agreement
+        if agreement < least:
+            raise UserError(
+                f"int8 and float32 student agree in {agreement:.1%} of the held-out states, less than "
+                f"quantize.min_agreement={least}; lower it, or choose quantize=none"
+            )
+        source = Int8Source(path, agent, self.seen.calibration, quantization.granularity == "per_channel")
+        evaluation = self._stage.evaluate(agent, name, OnnxPolicy(path).outputs)
+        return Int8(source, quantization, evaluation, distilled)
+
+    def _distill_for_int8(self, rollouts: Rollouts) -> Agent:
+        wanted, student = self._config.quantize, self._student
+        how = dataclasses.replace(
+            self._config.distill, learning_rate=wanted.learning_rate, match_entropy=False, precision="float32"
+        )
+
+        def track(progress: Progress) -> None:
+            values = {"int8/distill_loss": progress.loss, "int8/distill_action_agreement": progress.agreement}
+            self._stage.tracker.metrics(values, progress.samples // how.batch_size)
+
+        def make() -> Agent:
+            logger.info("int8 plays worse than float32; it is distilled for int8 with %d samples", wanted.samples)
+            result = distill(
+                quantization_aware(student.network),
+                {} if student.network.head_kind == "dueling" else student.info.kept,
+                self._stage.teacher,
+                rollouts.outputs,
+                how,
+                wanted.samples,
+                self._stage.rule,
+                self._config.protocol,
+                stage_seed(self._config.seed, "quantize", "distill"),
+                track,
+            )
+            return Agent(full_precision(result.network), student.info)
+
+        return stored(self._folder / "int8-distilled" / "student.safetensors", make, save_agent, load_agent)
+
+    def float_files(self, agents: Mapping[str, Agent]) -> dict[str, Path]:
+        """Write the agents as float32 ONNX files."""
+        files = {name: self._folder / "onnx" / f"{name}.onnx" for name in agents}
+        for name, path in files.items():
+            if not path.exists():
+                save_float(path, agents[name])
+        return files
+
+    def measure(self, agents: Mapping[str, Agent], files: Mapping[str, Path], rollouts: Rollouts) -> dict[str, Latency]:
+        """Measure the latency of the files in ONNX Runtime and of the networks in PyTorch, all interleaved."""
+        observation = rollouts.observations(torch.tensor([len(rollouts) // 2]))
+        pairs = [("teacher", name) for name in files if name != "teacher"]
+
+        def make() -> dict[str, Latency]:
+            decisions: dict[str, Decision] = {}
+            for name, path in files.items():
+                decisions[name] = onnx_decision(OnnxPolicy(path), observation)
+            for name, agent in agents.items():
+                decisions[TORCH + name] = torch_decision(agent.network, observation)
+            return measure_steadily(decisions, pairs, self._config.latency, stage_seed(self._config.seed, "latency"))
+
+        return stored(
+            self._folder / "latency.json",
+            make,
+            lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
+            lambda path: {name: Latency(**m) for name, m in read_json(path).items()},
+        )
+
+    def cold_starts(self, files: Mapping[str, Path]) -> dict[str, ColdStart]:
+        """Load each file in a process of its own."""
+        return stored(
+            self._folder / "cold-start.json",
+            lambda: {name: cold_start(path) for name, path in files.items()},
+            lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
+            lambda path: {name: ColdStart(**m) for name, m in read_json(path).items()},
+        )
+
+    def export(self, files: Mapping[str, Path], int8: Int8 | None) -> dict[str, float]:
+        """Write the student in all wanted formats, each compared with its network.
+
+        Returns
+        -------
+        dict of str to float
+            ``export/FORMAT/FILE/agreement`` and the other deviations.
+
+        Raises
+        ------
+        UserError
+            If a file is not what it should be.
+        """
+        if not self._config.export:
+            return {}
+        what = Deliverable(self._student, files["student"], self.seen.held_out, int8.source if int8 else None)
+        folder = self._folder.parent / "export"
+        values: dict[str, float] = {}
+        for name in self._config.export:
+            for file, deviation in EXPORTS[name].write(what, folder / name).items():
+                fields = dataclasses.asdict(deviation)
+                values |= {f"export/{name}/{file}/{field}": value for field, value in fields.items()}
+        self._stage.tracker.artifact(folder)
+        return values
+
+
+def _load_quantization(path: Path) -> Quantization:
+    fields = read_json(path)
+    return Quantization(fields["granularity"], {name: Deviation(**d) for name, d in fields["deviations"].items()})

@@ -1,0 +1,207 @@
+"""ONNX files of an agent: in float32, and in int8 by static quantisation (Jacob et al. 2018, section 2).
+
+Every file takes uint8 observations of any batch size, so that whoever runs it needs no preprocessing, and says in its
+metadata which game it plays. A dueling head is folded into a plain one first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from lrp_compress import __version__
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.networks import STACK, PolicyNetwork, fold_dueling
+from lrp_compress.deployment.onnx_sessions import INPUT, OUTPUT
+from lrp_compress.files import atomic_path
+
+OPSET = 20
+WHITE = 255  # the brightest pixel, which is 1.0 to the network
+
+
+class _OfPixels(nn.Module):
+    """The network from pixels 0 to 255: the division moves into conv1's weights, which is free when it runs."""
+
+    def __init__(self, network: PolicyNetwork) -> None:
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            network.conv1.weight.div_(WHITE)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.network(observations.float())  # type: ignore[no-any-return]
+
+
+def save_float(path: Path, agent: Agent) -> None:
+    """Write an agent as float32 ONNX, atomically.
+
+    Parameters
+    ----------
+    path : Path
+        Usually ending in ``.onnx``.
+    agent : Agent
+        Its network is left untouched.
+    """
+    observations = torch.zeros(2, STACK, 84, 84, dtype=torch.uint8)
+    _save(path, _traced(_OfPixels(_plain_copy(agent.network)), observations), agent, "float32")
+
+
+def save_int8(
+    path: Path, agent: Agent, observations: NDArray[np.uint8], per_channel: bool, operators: bool = True
+) -> None:
+    """Quantise an agent and write it as int8 ONNX, atomically.
+
+    Weights become int8, symmetric about 0; activations uint8 between the smallest and the largest value seen. The
+    input is taken as it is, with a scale of exactly 1/255.
+
+    Parameters
+    ----------
+    path : Path
+        Usually ending in ``.onnx``.
+    agent : Agent
+        Its network is left untouched.
+    observations : ndarray of uint8, shape (N, 4, 84, 84)
+        States of the agent's own play, for the ranges of the activations.
+    per_channel : bool
+        A scale for every output channel of a layer, or one for the layer.
+    operators : bool
+        Integer operators (QOperator format); else float operators between pairs of QuantizeLinear and DequantizeLinear
+        (QDQ format). Runtimes differ in what they take; the outputs are the same.
+    """
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        plain, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
+        onnx.save(_traced(_plain_copy(agent.network), torch.zeros(2, STACK, 84, 84)), plain)
+        quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            quantised,
+            _Calibration(observations),
+            quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
+            per_channel=per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        model = onnx.load(quantised)
+    _take_pixels(model.graph)
+    _save(path, model, agent, "int8 QOperator" if operators else "int8 QDQ")
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # untyped
+    """Observations one at a time, as the float network takes them.
+
+    One pixel of the first is made white: the range of the input is then exactly [0, 1], its scale 1/255. Setting the
+    scale afterwards would be wrong, since conv1's bias is quantised with it.
+    """
+
+    def __init__(self, observations: NDArray[np.uint8]) -> None:
+        self._frames = self._scaled(observations)
+
+    @staticmethod
+    def _scaled(observations: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[np.float32]]]:
+        for i, observation in enumerate(observations):
+            frame = observation[None].astype(np.float32) / WHITE
+            if i == 0:
+                frame[0, 0, 0, 0] = 1.0
+            yield {INPUT: frame}
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self._frames, None)
+
+
+def _plain_copy(network: PolicyNetwork) -> PolicyNetwork:
+    copied = PolicyNetwork(network.widths, network.head_kind, network.actions)
+    copied.load_state_dict(network.state_dict())
+    return fold_dueling(copied).eval()
+
+
+def _traced(network: nn.Module, observations: Tensor) -> onnx.ModelProto:
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (observations,),
+            dynamo=True,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    for part in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.value_info,
+    ):
+        part.ClearField("metadata_props")  # where in which source file a node comes from
+    return model
+
+
+def _take_pixels(graph: onnx.GraphProto) -> None:
+    """Let a quantised graph start from uint8 observations in place of the quantisation of float ones."""
+    (first,) = (node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == INPUT)
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    scale, zero = (numpy_helper.to_array(constants[name]) for name in first.input[1:3])
+    if abs(float(scale) * WHITE - 1) > 1e-6 or int(zero) != 0:
+        raise ValueError(f"the input's scale is {float(scale)} and its zero point {int(zero)}, not 1/255 and 0")
+    constants[first.input[1]].CopyFrom(
+        numpy_helper.from_array(np.asarray(1 / WHITE, np.float32).reshape(scale.shape), first.input[1])
+    )
+    for node in graph.node:
+        node.input[:] = [INPUT if name == first.output[0] else name for name in node.input]
+    graph.node.remove(first)
+    graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    for info in [info for info in graph.value_info if info.name in (INPUT, first.output[0])]:
+        graph.value_info.remove(info)
+
+
+def _save(path: Path, model: onnx.ModelProto, agent: Agent, kind: str) -> None:
+    model.producer_name, model.producer_version = "lrp_compress", __version__
+    described: dict[str, Any] = {
+        "game": agent.info.game,
+        "actions": agent.network.actions,
+        "action_set": agent.info.action_set,
+        "fire_on_life_loss": agent.info.fire_on_life_loss,
+        "head": "policy" if agent.network.head_kind == "policy" else "q",
+        "format": kind,
+        "lineage": agent.info.lineage,
+    }
+    model.ClearField("metadata_props")
+    for key, value in described.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+    onnx.checker.check_model(model)
+    with atomic_path(path) as temporary:
+        onnx.save(model, temporary)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporters warn of and log: none of it is about the agent."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,97 @@
+"""Int8: the nearer file is kept, and the network that learns for int8 computes what the int8 file does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
+from lrp_compress.agents.inference import fast_outputs
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.atari.acting import action_rule
+from lrp_compress.atari.rollouts import collect_rollouts
+from lrp_compress.compression.quantization import full_precision, quantization_aware, quantize_static
+from lrp_compress.config import RolloutsConfig
+from lrp_compress.deployment.onnx_models import save_int8
+from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+
+WIDTHS = {"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}
+
+
+def agent(head: str = "policy") -> Agent:
+    torch.manual_seed(0)
+    widths = WIDTHS if head != "dueling" else {**WIDTHS, "value_fc1": 5, "advantage_fc1": 6}
+    if head == "dueling":
+        del widths["fc1"]
+    network = PolicyNetwork(widths, head, 6).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter *= 2  # a fresh network hardly tells one state from another
+    return Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(network.widths)))
+
+
+@pytest.fixture(scope="module")
+def play() -> NDArray[np.uint8]:
+    how = RolloutsConfig(states=96, envs=2, block=1, every=3)
+    played = collect_rollouts(agent(), how, action_rule("sample", "policy", 0.0), "noop", seed=0)
+    return played.observations(torch.arange(96)).numpy()
+
+
+def test_the_nearer_file_is_kept(tmp_path: Path, play: NDArray[np.uint8]) -> None:
+    own = agent()
+    with torch.no_grad():  # one unit of far larger weights: a scale for all leaves the others few values
+        own.network.fc1.weight[0] *= 100
+        own.network.head.weight[:, 0] /= 100
+    made = quantize_static(tmp_path / "agent.onnx", own, play[:48], play[48:])
+    assert made.granularity == "per_channel"
+    assert made.deviations["per_channel"].error < made.deviations["per_tensor"].error
+    assert made.chosen == made.deviations["per_channel"]
+    outputs = OnnxPolicy(tmp_path / "agent.onnx").outputs(play[48:])
+    reference = own.network(torch.from_numpy(play[48:])).detach()
+    assert (outputs - reference).abs().max().item() == pytest.approx(made.chosen.max_difference, rel=1e-3)
+
+
+@pytest.mark.parametrize("head", ["policy", "dueling"])
+def test_the_aware_network_computes_what_the_int8_file_does(tmp_path: Path, play: NDArray[np.uint8], head: str) -> None:
+    own = agent(head)
+    observations = torch.from_numpy(play)
+    aware = quantization_aware(own.network).train()
+    with torch.no_grad():
+        for _ in range(3):
+            fast_outputs(aware, observations)  # sees the ranges
+    aware.eval()
+    simulated = fast_outputs(aware, observations).detach()
+    exact = own.network(observations).detach()
+    save_int8(tmp_path / "agent.onnx", own, play, per_channel=True)
+    real = OnnxPolicy(tmp_path / "agent.onnx").outputs(play)
+    step = (aware.head.output_range.high - aware.head.output_range.low) / 255
+
+    def same(outputs: Tensor) -> float:
+        """Share of the outputs that are on the file's value of the grid."""
+        return float(((outputs - real).abs() < step / 2).float().mean())
+
+    # the states differ by few steps, so that what is left falls on the other side of the middle between two
+    assert same(simulated) > same(exact) + 0.05
+
+
+def test_gradients_pass_the_rounding_and_ranges_follow(play: NDArray[np.uint8]) -> None:
+    aware = quantization_aware(agent().network).train()
+    fast_outputs(aware, torch.from_numpy(play[:8])).square().sum().backward()
+    for name in WIDTHS:
+        gradient = getattr(aware, name).parametrizations.weight.original.grad
+        assert gradient.abs().sum() > 0
+    assert all(getattr(aware, f"{name}_relu").range.high > 0 for name in WIDTHS)
+
+
+def test_full_precision_gives_the_weights_back() -> None:
+    network = agent().network
+    back = full_precision(quantization_aware(network))
+    assert back.widths == network.widths
+    assert not back.training
+    for name, value in network.state_dict().items():
+        assert back.state_dict()[name].equal(value)
