@@ -13,7 +13,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrp_compress.config import Config, FirmwareConfig, PlayConfig, Range, RootConfig, SearchConfig, TrainConfig, flatten
+from lrp_compress.config import (
+    Config,
+    FirmwareConfig,
+    PlayConfig,
+    Range,
+    RootConfig,
+    SearchConfig,
+    TrainConfig,
+    flatten,
+)
 from lrp_compress.errors import UserError, unknown_name
 
 Root = TypeVar("Root", bound=RootConfig)

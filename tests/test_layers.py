@@ -20,14 +20,16 @@ FLOORS = [
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline", "watching"],
+    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline", "watching", "microcontroller"],
     ["search", "reporting"],
-    ["mistakes", "cli", "__main__", "train", "play", "report"],
+    ["mistakes", "cli", "__main__", "train", "play", "firmware", "report"],
 ]
 ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
+    "emx_onnx_cgen": "deployment.c_source",
+    "onnxruntime": "deployment.onnx_sessions",
     "optuna": "search",
     "sb3_contrib": "training",
     "stable_baselines3": "training",

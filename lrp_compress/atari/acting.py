@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,9 @@ from torch import Tensor
 
 from lrp_compress.agents.inference import fast_outputs
 from lrp_compress.agents.networks import PolicyNetwork
+
+# What computes an agent's outputs: from uint8 observations (N, 4, 84, 84) to float32 (N, actions).
+Outputs = Callable[[NDArray[np.uint8]], Tensor]
 
 
 @dataclass(frozen=True)

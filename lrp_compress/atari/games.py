@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from lrp_compress.atari.acting import ActionRule, choose_actions
+from lrp_compress.atari.acting import ActionRule, Outputs, choose_actions
 from lrp_compress.atari.envs import AtariEnvs, Step
-
-
-class Decider(Protocol):
-    """Whatever computes outputs, float32 (N, actions), of observations, uint8 (N, 4, 84, 84)."""
-
-    def outputs(self, observations: NDArray[np.uint8]) -> Tensor:
-        """Compute the outputs."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +21,7 @@ class Turn:
     observation : ndarray of uint8, shape (4, 84, 84)
         What was decided on.
     outputs : ndarray of float32, shape (actions,)
-        What the decider gave.
+        What decided.
     action : int
         What was done.
     after : Step
@@ -72,15 +63,15 @@ class Game:
         )
 
 
-def turns(envs: AtariEnvs, decider: Decider, rule: ActionRule, seed: int, stall_limit: int) -> Iterator[Turn]:
+def turns(envs: AtariEnvs, outputs_of: Outputs, rule: ActionRule, seed: int, stall_limit: int) -> Iterator[Turn]:
     """Play a game from its start to its end.
 
     Parameters
     ----------
     envs : AtariEnvs
         One environment; it is reset.
-    decider : Decider
-        Who gives the outputs.
+    outputs_of : callable
+        What gives the outputs.
     rule : ActionRule
         How an action is chosen from them.
     seed : int
@@ -96,7 +87,7 @@ def turns(envs: AtariEnvs, decider: Decider, rule: ActionRule, seed: int, stall_
     rng = np.random.default_rng(seed)
     step, idle = envs.reset(), 0
     while not step.ended[0] and idle < stall_limit:
-        outputs = decider.outputs(step.observations)
+        outputs = outputs_of(step.observations)
         actions = choose_actions(outputs, rule, rng)
         after = envs.step(actions)
         yield Turn(step.observations[0], outputs[0].numpy(), int(actions[0]), after)
@@ -104,12 +95,12 @@ def turns(envs: AtariEnvs, decider: Decider, rule: ActionRule, seed: int, stall_
         step = after
 
 
-def play_game(envs: AtariEnvs, decider: Decider, rule: ActionRule, seed: int, stall_limit: int) -> Game:
+def play_game(envs: AtariEnvs, outputs_of: Outputs, rule: ActionRule, seed: int, stall_limit: int) -> Game:
     """Play a game as `turns` does and keep what went on."""
-    played = list(turns(envs, decider, rule, seed, stall_limit))
-    return Game(
-        float(sum(turn.after.rewards[0] for turn in played)),
-        np.stack([turn.observation[-1] for turn in played]),
-        np.array([turn.action for turn in played]),
-        np.stack([turn.outputs for turn in played]),
-    )
+    score, frames, actions, outputs = 0.0, [], [], []
+    for turn in turns(envs, outputs_of, rule, seed, stall_limit):
+        score += float(turn.after.rewards[0])
+        frames.append(turn.observation[-1].copy())  # without the other three
+        actions.append(turn.action)
+        outputs.append(turn.outputs)
+    return Game(score, np.stack(frames), np.array(actions), np.stack(outputs))

@@ -14,12 +14,16 @@ import importlib.util
 import math
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
+from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import Tensor
 
 from lrp_compress.errors import UserError
 from lrp_compress.files import atomic_path
@@ -101,7 +105,7 @@ def export_c(path: Path, folder: Path) -> CSource:
         If the generator is missing; if the file is not of this format, or has an operator the generator lacks.
     """
     check_generator()
-    model = _read(path)
+    model = read_int8(path)
     about = {entry.key: entry.value for entry in model.metadata_props}
     _fix_batch(model)
     _scalar_zero_points(model)
@@ -129,7 +133,43 @@ def export_c(path: Path, folder: Path) -> CSource:
     return source
 
 
-def _read(path: Path) -> onnx.ModelProto:
+def example_outputs(source: CSource, observations: NDArray[np.uint8]) -> Tensor:
+    """Build the example with its ``Makefile`` for this machine and let it decide.
+
+    Parameters
+    ----------
+    source : CSource
+        The code; the program ``example`` is left beside it.
+    observations : ndarray of uint8, shape (N, 4, 84, 84)
+
+    Returns
+    -------
+    Tensor of float32, shape (N, actions)
+
+    Raises
+    ------
+    UserError
+        If there is no ``make`` or no C compiler, or it refuses the code.
+    """
+    if shutil.which("make") is None:
+        raise UserError("make not found: apt-get install --no-install-recommends make gcc libc6-dev")
+    built = subprocess.run(["make", "-B", "example"], cwd=source.folder, capture_output=True, text=True)
+    if built.returncode:
+        raise UserError(f"make failed in {source.folder}: {' '.join(built.stderr.split())[:200]}")
+    said = subprocess.run([source.folder.resolve() / "example"], input=observations.tobytes(), capture_output=True)
+    said.check_returncode()
+    rows = [line.split()[: source.actions] for line in said.stdout.decode().splitlines()]
+    return torch.tensor([[float(value) for value in row] for row in rows])
+
+
+def read_int8(path: Path) -> onnx.ModelProto:
+    """Read an ONNX file of the format that C code is made from.
+
+    Raises
+    ------
+    UserError
+        If it is missing, corrupt or of another format.
+    """
     if not path.is_file():
         raise UserError(f"agent file {path} does not exist")
     try:

@@ -66,7 +66,8 @@ class EmulatedBoard:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, bufsize=0
             )
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._to_board, self._from_board = self._process.stdin, self._process.stdout
         os.set_blocking(self._to_board.fileno(), False)
         try:

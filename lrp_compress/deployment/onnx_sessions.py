@@ -1,4 +1,4 @@
-"""Agents in onnxruntime: the only file that imports it."""
+"""Agents that run in ONNX Runtime, from their files."""
 
 from __future__ import annotations
 
@@ -12,40 +12,61 @@ from torch import Tensor
 
 from lrp_compress.errors import UserError
 
+INPUT, OUTPUT = "observations", "outputs"  # of the graph
+
 
 class OnnxPolicy:
-    """A network of an ONNX file, computed by onnxruntime on one thread.
+    """An agent's ONNX file, ready to decide on one thread.
 
     Parameters
     ----------
     path : Path
-        A file with the input ``observations``, uint8 (N, 4, 84, 84), and the output ``outputs``, float32 (N, actions).
+        A file with a uint8 input ``observations``, shape (N, 4, 84, 84), and a float32 output ``outputs``.
 
     Attributes
     ----------
+    path : Path
+        The file.
     metadata : dict of str to str
-        What the file says of the agent: ``game``, ``actions``, ``head``, ``format``, ``lineage``.
+        What the file says of itself: game, actions, head and so on.
 
     Raises
     ------
     UserError
-        If the file is missing, or no network that onnxruntime can load.
+        If the file is missing, corrupt, or of another kind.
     """
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise UserError(f"agent file {path} does not exist")
+            raise UserError(f"ONNX file {path} does not exist")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
+        options.log_severity_level = 3  # errors
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's own kinds are not public
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"agent file {path} is no ONNX network that can be loaded: {reason}") from error
+            raise UserError(f"ONNX file {path} cannot be loaded: {reason}; export the agent again") from error
+        inputs = [(one.name, one.type, list(one.shape[1:])) for one in self._session.get_inputs()]
+        if inputs != [(INPUT, "tensor(uint8)", [4, 84, 84])]:
+            raise UserError(f"ONNX file {path} is no agent of this project: its inputs are {inputs}")
+        self.path = path
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def outputs(self, observations: NDArray[np.uint8]) -> Tensor:
-        """Compute the outputs, float32 (N, actions), of observations, uint8 (N, 4, 84, 84)."""
-        (outputs,) = self._session.run(["outputs"], {"observations": observations})
-        return torch.from_numpy(outputs)
+        """Compute Q-values or action logits.
+
+        Parameters
+        ----------
+        observations : ndarray of uint8, shape (N, 4, 84, 84)
+
+        Returns
+        -------
+        Tensor of float32, shape (N, actions)
+        """
+        return torch.from_numpy(self.run(observations))
+
+    def run(self, observations: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the same as an array."""
+        values: NDArray[np.float32] = self._session.run(None, {INPUT: observations})[0]
+        return values

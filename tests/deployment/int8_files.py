@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -18,14 +19,15 @@ from lrp_compress.atari.envs import AtariEnvs
 SMALL = {"conv1": 8, "conv2": 16, "conv3": 16, "fc1": 64}
 
 
+@functools.cache
 def observations(game: str, count: int) -> NDArray[np.uint8]:
     """Play at random, shape (count, 4, 84, 84)."""
     rng = np.random.default_rng(0)
-    with AtariEnvs(game, 8, "noop", seed=0, threads=1) as envs:
+    with AtariEnvs(game, 1, "noop", seed=0, threads=1) as envs:
         seen = [envs.reset().observations]
-        while 8 * len(seen) < 8 * count:
-            seen.append(envs.step(rng.integers(envs.actions, size=8)).observations)
-    return np.concatenate(seen)[::8][:count]
+        while len(seen) < count:
+            seen.append(envs.step(rng.integers(envs.actions, size=1)).observations)
+    return np.concatenate(seen)
 
 
 class _Calibration(CalibrationDataReader):
@@ -41,6 +43,7 @@ class _Calibration(CalibrationDataReader):
 
 def write_int8(path: Path, network: PolicyNetwork, game: str) -> Path:
     """Quantise a network as its exporter does: uint8 observations in, float32 outputs out, QOperator format."""
+    path.parent.mkdir(exist_ok=True)
     plain = path.with_suffix(".fp32.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
