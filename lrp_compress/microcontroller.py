@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lrp_compress.atari.acting import ActionRule, Outputs, action_rule
 from lrp_compress.atari.envs import AtariEnvs
+from lrp_compress.atari.evaluation import bootstrap_interval
 from lrp_compress.atari.games import Game, play_game, turns
 from lrp_compress.config import FirmwareConfig
 from lrp_compress.deployment.boards import BOARDS, Board
@@ -140,7 +141,8 @@ def board_table(metrics: dict[str, float], board: Board, title: str) -> Table:
         table.add_row(f"  share of 1/{hertz} s", f"at least {hertz / bound:.0%}")
     table.add_row("same bits as onnxruntime", f"{value['frames']:.0f} of {value['frames']:.0f} observations")
     if "games" in value:
-        table.add_row("return, board in the loop", f"{value['return_mean']:,.1f}, mean of {value['games']:.0f}")
+        mean, low, high = (value[f"return_{end}"] for end in ("mean", "ci_low", "ci_high"))
+        table.add_row("return, board in the loop", f"{mean:,.1f} ({low:,.1f} to {high:,.1f})")
         table.add_row("same games as onnxruntime", f"{value['games']:.0f}, {value['decisions']:,.0f} decisions")
     return table
 
@@ -184,8 +186,12 @@ def _play(config: FirmwareConfig, firmware: Firmware, video: Path) -> dict[str, 
         if not game.same_as(_game(config, policy, policy.outputs, number)):
             raise UserError(f"game {number} on {config.board} went otherwise than with onnxruntime")
     side_by_side_video(video, [played[0].frames])
+    returns = np.array([game.score for game in played])
+    low, high = bootstrap_interval(returns, config.evaluate.confidence, config.seed)
     return {
-        "board/return_mean": statistics.fmean(game.score for game in played),
+        "board/return_mean": float(returns.mean()),
+        "board/return_ci_low": low,
+        "board/return_ci_high": high,
         "board/games": float(len(played)),
         "board/decisions": float(len(board.instructions)),
     }

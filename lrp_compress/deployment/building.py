@@ -46,6 +46,22 @@ class Firmware:
     static_ram_bytes: int
 
 
+class DoesNotFit(UserError):
+    """A network is too large for a board.
+
+    Parameters
+    ----------
+    message : str
+        The line for the user.
+    over : dict of str to int
+        Bytes too many, by ``FLASH`` and ``RAM``.
+    """
+
+    def __init__(self, message: str, over: dict[str, int]) -> None:
+        super().__init__(message)
+        self.over = over
+
+
 def check_tools() -> None:
     """Check that compiler and emulator are installed.
 
@@ -74,9 +90,10 @@ def build_firmware(source: CSource, board: Board) -> Firmware:
 
     Raises
     ------
+    DoesNotFit
+        If it does not fit the board; the message has the sections and the bytes that are too many.
     UserError
-        If it does not fit the board, with the sections and the bytes that are too many; if the compiler is missing or
-        fails. Everything is left in the folder.
+        If the compiler is missing or fails. Everything is left in the folder.
     """
     check_tools()
     folder, elf = source.folder, source.folder / "firmware.elf"
@@ -95,7 +112,7 @@ def build_firmware(source: CSource, board: Board) -> Firmware:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     (folder / "build.log").write_text(f"{' '.join(command)}\n{done.stderr}")
     if done.returncode:
-        raise UserError(_refusal(done.stderr, source, board))
+        raise _refusal(done.stderr, source, board)
     sizes = _section_bytes(elf)
     return Firmware(
         board,
@@ -106,21 +123,22 @@ def build_firmware(source: CSource, board: Board) -> Firmware:
     )
 
 
-def _refusal(log: str, source: CSource, board: Board) -> str:
+def _refusal(log: str, source: CSource, board: Board) -> UserError:
     """Say in one line why the linker refused; the compiler's own errors are in its log."""
     sections = dict(re.findall(r"section `(\S+)' will not fit in region `(\w+)'", log))
     over = {region: int(count) for region, count in re.findall(r"region `(\w+)' overflowed by (\d+) bytes", log)}
     if not over:
-        return f"{GCC} failed, see {source.folder / 'build.log'}"
+        return UserError(f"{GCC} failed, see {source.folder / 'build.log'}")
     sizes = {"FLASH": board.flash_bytes, "RAM": board.ram_bytes}
     told = [
         f"{', '.join(name for name, own in sections.items() if own == region)} overflows {region} "
         f"({sizes[region]:,} bytes) by {count:,} bytes"
         for region, count in over.items()
     ]
-    return (
+    return DoesNotFit(
         f"the network does not fit {board.name}: {'; '.join(told)}; prune further or choose a larger board "
-        f"(built in {source.folder})"
+        f"(built in {source.folder})",
+        over,
     )
 
 

@@ -16,8 +16,8 @@ SAMPLE = ActionRule("sample", 0.0)
 
 def brightness(observations: NDArray[np.uint8]) -> Tensor:
     """Outputs that depend on what is seen."""
-    means = torch.from_numpy(observations).float().mean((1, 2, 3))
-    return torch.stack([means, -means, torch.zeros_like(means), means.sin()], dim=1)
+    mean = torch.from_numpy(observations).float().mean((1, 2, 3))
+    return torch.stack([mean.sin(), mean.cos(), (2 * mean).sin(), (2 * mean).cos()], dim=1)
 
 
 def play(seed: int) -> Game:
