@@ -21,8 +21,9 @@ from lrp_compress.atari.games import Game, play_game, turns
 from lrp_compress.config import FirmwareConfig
 from lrp_compress.deployment.boards import BOARDS, Board
 from lrp_compress.deployment.building import Firmware, build_firmware, check_tools
-from lrp_compress.deployment.c_source import check_generator, export_c, read_int8
+from lrp_compress.deployment.c_source import export_c
 from lrp_compress.deployment.emulation import EmulatedBoard
+from lrp_compress.deployment.integer_layers import read_int8
 from lrp_compress.deployment.latency import DEADLINES_HZ
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError, unknown_name
@@ -50,7 +51,6 @@ def preflight(config: FirmwareConfig) -> None:
     if config.board not in BOARDS:
         raise unknown_name("board", config.board, BOARDS)
     check_tools()
-    check_generator()
     read_int8(Path(config.agent))
     _open_game(config, _load(config), 0).close()
     check_store(config.tracking)
@@ -116,7 +116,7 @@ def put_on_board(config: FirmwareConfig, run_dir: Path, tracker: Tracker) -> dic
     if config.play:
         metrics |= _play(config, firmware, run_dir / VIDEO)
         tracker.artifact(run_dir / VIDEO)
-    for name in ("firmware.elf", "policy.c", "policy.h"):
+    for name in ("firmware.elf", "policy.c", "policy.h", "kernels.h"):
         tracker.artifact(run_dir / BUILD / name, BUILD)
     return metrics
 

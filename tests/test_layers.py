@@ -28,7 +28,6 @@ ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
-    "emx_onnx_cgen": "deployment.c_source",
     "onnxruntime": "deployment.onnx_sessions",
     "optuna": "search",
     "sb3_contrib": "training",

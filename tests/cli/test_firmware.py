@@ -74,7 +74,7 @@ def test_what_is_wrong_is_refused_before_anything_is_written(tmp_path: Path):
         (f"agent={agent}",): r"plays pong, not breakout; choose game=pong",
         (f"agent={other}",): r"has 6 actions, breakout has 4",
         (f"agent={agent}", "board=netduino"): r"board=netduino is unknown \(did you mean netduinoplus2\?\)",
-        (f"agent={broken}",): r"broken.onnx is no whole ONNX file",
+        (f"agent={broken}",): r"broken.onnx is not whole",
         ("agent=none.onnx",): r"none.onnx does not exist",
     }.items():
         with pytest.raises(UserError, match=message) as caught:
