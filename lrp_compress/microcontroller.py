@@ -141,10 +141,15 @@ def board_table(metrics: dict[str, float], board: Board, title: str) -> Table:
         table.add_row(f"  share of 1/{hertz} s", f"at least {hertz / bound:.0%}")
     table.add_row("same bits as onnxruntime", f"{value['frames']:.0f} of {value['frames']:.0f} observations")
     if "games" in value:
-        mean, low, high = (f"{value[f'return_{end}']:,.1f}" for end in ("mean", "ci_low", "ci_high"))
-        table.add_row("return, board in the loop", mean if value["games"] == 1 else f"{mean} ({low} to {high})")
+        table.add_row("return, board in the loop", _return(value))
         table.add_row("same games as onnxruntime", f"{value['games']:.0f}, {value['decisions']:,.0f} decisions")
     return table
+
+
+def _return(value: dict[str, float]) -> str:
+    """Write the mean return, with its interval if more than one game has been played."""
+    mean, low, high = (f"{value[f'return_{end}']:,.1f}" for end in ("mean", "ci_low", "ci_high"))
+    return mean if value["games"] == 1 else f"{mean} ({low} to {high})"
 
 
 def _of(part: float, whole: int) -> str:

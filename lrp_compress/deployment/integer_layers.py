@@ -108,9 +108,11 @@ def read_int8(path: Path) -> IntegerNetwork:
     if metadata.get("format") != FORMAT:
         given = metadata.get("format", "of no stated format")
         raise UserError(f"ONNX file {path} is {given}; C code is made of files in {FORMAT} format")
+    if missing := {"game", "head", "actions"} - metadata.keys():
+        raise UserError(f"ONNX file {path} does not state its {', '.join(sorted(missing))}; export the agent again")
     try:
         return _network(model.graph, metadata)
-    except (KeyError, ValueError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"ONNX file {path} cannot be turned into C: {error}") from error
 
 

@@ -41,7 +41,7 @@ class _Calibration(CalibrationDataReader):
         return None if image is None else {"observations": image}
 
 
-def write_int8(path: Path, network: PolicyNetwork, game: str) -> Path:
+def write_int8(path: Path, network: PolicyNetwork, game: str, per_channel: bool = True) -> Path:
     """Quantise a network as its exporter does: uint8 observations in, float32 outputs out, QOperator format."""
     path.parent.mkdir(exist_ok=True)
     plain = path.with_suffix(".fp32.onnx")
@@ -61,7 +61,7 @@ def write_int8(path: Path, network: PolicyNetwork, game: str) -> Path:
         path,
         _Calibration(observations(game, 64)),
         quant_format=QuantFormat.QOperator,
-        per_channel=True,
+        per_channel=per_channel,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )

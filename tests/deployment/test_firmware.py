@@ -68,14 +68,14 @@ def test_the_header_states_the_static_ram(source: CSource):
     assert "alloc" not in (source.folder / "policy.c").read_text()
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_odd_widths_and_zero_points_are_computed_alike(relu: bool, tmp_path: Path):
+@pytest.mark.parametrize(("relu", "per_channel"), [(True, False), (False, True)])
+def test_odd_widths_and_zero_points_are_computed_alike(relu: bool, per_channel: bool, tmp_path: Path):
     torch.manual_seed(1)
     network = PolicyNetwork({"conv1": 5, "conv2": 7, "conv3": 9, "fc1": 13, "fc2": 11}, "policy", 6)
     if not relu:  # activations with negative values have zero points other than 0
         for name in network.widths:
             setattr(network, f"{name}_relu", nn.Identity())
-    path = write_int8(tmp_path / "odd.onnx", network, "pong")
+    path = write_int8(tmp_path / "odd.onnx", network, "pong", per_channel)
     assert any(layer.zero for layer in read_int8(path).layers[:-1]) != relu
     seen = observations("pong", 10)
     assert torch.equal(example_outputs(export_c(path, tmp_path), seen), OnnxPolicy(path).outputs(seen))
@@ -173,6 +173,10 @@ def test_files_of_other_kinds_are_refused(int8_file: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.onnx does not exist"):
         export_c(tmp_path / "none.onnx", tmp_path)
     onnx.helper.set_model_props(model, {"format": "int8 QOperator"})
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(UserError, match=r"bare\.onnx does not state its actions, game, head"):
+        export_c(tmp_path / "bare.onnx", tmp_path)
+    onnx.helper.set_model_props(model, {"format": "int8 QOperator", "game": "pong", "head": "q", "actions": "6"})
     model.graph.node[0].op_type, model.graph.node[0].domain = "ConvInteger", ""
     del model.graph.node[0].input[4:]
     onnx.save(model, tmp_path / "other.onnx")
