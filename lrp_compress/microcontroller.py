@@ -136,7 +136,8 @@ def board_table(metrics: dict[str, float], board: Board, title: str) -> Table:
     table.add_row("  static", f"{value['static_ram_bytes']:,.0f}")
     table.add_row("  stack, measured", f"{value['stack_bytes']:,.0f}")
     table.add_row("instructions per decision", f"{mean:,.0f} ({low:,.0f} to {high:,.0f})")
-    table.add_row("decisions per second", f"at most {bound:,.1f}: {board.clock_hz / 1e6:g} MHz, one cycle each")
+    table.add_row("clock", f"{board.clock_hz / 1e6:g} MHz, {board.clock_source}")
+    table.add_row("decisions per second", f"at most {bound:,.1f}, if each instruction takes one cycle")
     for hertz in DEADLINES_HZ:
         table.add_row(f"  share of 1/{hertz} s", f"at least {hertz / bound:.0%}")
     table.add_row("same bits as onnxruntime", f"{value['frames']:.0f} of {value['frames']:.0f} observations")

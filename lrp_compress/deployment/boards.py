@@ -55,7 +55,7 @@ _BOARDS = (
         0x20000000,
         128 * KIB,
         168_000_000,
-        "maximum of the STM32F405: ST, datasheet DS8626",
+        "the maximum in the STM32F405's data sheet, ST DS8626",
     ),
     Board(
         "lm3s6965evb",
@@ -66,7 +66,7 @@ _BOARDS = (
         0x20000000,
         64 * KIB,
         50_000_000,
-        "maximum of the LM3S6965: Texas Instruments, data sheet SPMS018",
+        "the maximum in the LM3S6965's data sheet",
     ),
     Board(
         "mps2-an386",
@@ -77,7 +77,7 @@ _BOARDS = (
         0x20000000,
         4096 * KIB,
         25_000_000,
-        "QEMU's hw/arm/mps2.c, after Arm's application note AN386",
+        "as in QEMU's hw/arm/mps2.c, after Arm's note AN386",
     ),
     Board(
         "mps2-an500",
@@ -88,7 +88,7 @@ _BOARDS = (
         0x20000000,
         4096 * KIB,
         25_000_000,
-        "QEMU's hw/arm/mps2.c, after Arm's application note AN500",
+        "as in QEMU's hw/arm/mps2.c, after Arm's note AN500",
     ),
     Board(
         "mps3-an547",
@@ -99,7 +99,7 @@ _BOARDS = (
         0x20000000,
         512 * KIB,
         32_000_000,
-        "QEMU's hw/arm/mps2-tz.c, after Arm's application note AN547",
+        "as in QEMU's hw/arm/mps2-tz.c, after Arm's note AN547",
     ),
 )
 BOARDS = {board.name: board for board in _BOARDS}
