@@ -28,7 +28,6 @@ ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
-    "onnxruntime": "deployment.onnx_sessions",
     "optuna": "search",
     "sb3_contrib": "training",
     "stable_baselines3": "training",
