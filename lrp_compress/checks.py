@@ -13,7 +13,16 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lrp_compress.config import Config, PlayConfig, Range, RootConfig, SearchConfig, TrainConfig, flatten
+from lrp_compress.config import (
+    Config,
+    FirmwareConfig,
+    PlayConfig,
+    Range,
+    RootConfig,
+    SearchConfig,
+    TrainConfig,
+    flatten,
+)
 from lrp_compress.errors import UserError, unknown_name
 
 Root = TypeVar("Root", bound=RootConfig)
@@ -43,6 +52,7 @@ def register_schemas() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="play_schema", node=PlayConfig)
+    ConfigStore.instance().store(name="firmware_schema", node=FirmwareConfig)
 
 
 def check_config(cfg: DictConfig, schema: type[Root]) -> Root:

@@ -27,7 +27,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas, settings
-from lrp_compress.config import INCIDENTAL, Config, PlayConfig, RootConfig, TrackingConfig, TrainConfig, config_hash
+from lrp_compress.config import (
+    INCIDENTAL,
+    Config,
+    FirmwareConfig,
+    PlayConfig,
+    RootConfig,
+    TrackingConfig,
+    TrainConfig,
+    config_hash,
+)
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.mistakes import report
@@ -90,6 +99,7 @@ COMMANDS = {
         ("game",),
         {"game=": "+game=", "agent=": "teacher.source="},
     ),
+    "firmware": Command("firmware", FirmwareConfig, "lrp_compress.microcontroller", ("game",), {"game=": "+game="}),
 }
 
 

@@ -284,7 +284,30 @@ class PlayConfig:
         return f"play-{self.game.name}-s{self.seed}"
 
 
-RootConfig = Config | TrainConfig | PlayConfig
+@dataclass
+class FirmwareConfig:
+    """The whole configuration of an agent on a microcontroller (``conf/firmware.yaml``)."""
+
+    game: GameConfig = MISSING
+    agent: str = MISSING
+    board: str = MISSING
+    frames: int = _within(1)
+    play: bool = MISSING
+    episodes: int = _within(1)
+    timeout_s: float = _within(0, open_low=True)
+    evaluate: EvaluateConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    protocol: str = _one_of("noop", "sticky")
+    seed: int = _within(0, 2**31 - 1)
+    force: bool = MISSING
+
+    @property
+    def run_name(self) -> str:
+        """Readable name of a run, e.g. ``firmware-breakout-netduinoplus2-s0``; not unique."""
+        return f"firmware-{self.game.name}-{self.board}-s{self.seed}"
+
+
+RootConfig = Config | TrainConfig | PlayConfig | FirmwareConfig
 
 
 def flatten(config: RootConfig) -> dict[str, bool | int | float | str | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrp_compress.config import Config, TrainConfig, config_hash, flatten
+from lrp_compress.config import Config, FirmwareConfig, TrainConfig, config_hash, flatten
 from lrp_compress.files import read_json, write_json
 from lrp_compress.tracking.runs import open_run
 from lrp_compress.tracking.tracker import Tracker
@@ -17,7 +17,7 @@ STAGES = "stages"  # folder of the finished stages, within a run's
 
 
 def run_once(
-    config: Config | TrainConfig,
+    config: Config | TrainConfig | FirmwareConfig,
     run_dir: Path,
     identity: Mapping[str, str],
     tags: Mapping[str, str],
@@ -28,7 +28,7 @@ def run_once(
 
     Parameters
     ----------
-    config : Config or TrainConfig
+    config : Config, TrainConfig or FirmwareConfig
         The checked configuration; its hash is part of the run's identity.
     run_dir : Path
         The run's folder. Another run's stages in it, and under ``force`` its own, are removed.

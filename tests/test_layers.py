@@ -20,15 +20,18 @@ FLOORS = [
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "resume", "training", "stages", "metrics", "delivery", "artifacts", "pipeline", "watching"],
+    [
+        *("figures", "summary", "resume", "training", "stages", "metrics", "delivery", "artifacts", "pipeline"),
+        *("watching", "microcontroller"),
+    ],
     ["search", "reporting"],
-    ["mistakes", "cli", "__main__", "train", "play", "report"],
+    ["mistakes", "cli", "__main__", "train", "play", "firmware", "report"],
 ]
 ONLY_IMPORTER = {
     "ale_py": "atari.envs",
     "huggingface_hub": "agents.sources",
     "mlflow": "tracking",
-    "onnx": "deployment.onnx_models",
+    "onnx": "deployment",
     "optuna": "search",
     "sb3_contrib": "training",
     "stable_baselines3": "training",

@@ -14,6 +14,12 @@ from tests.cli.commands import Command
     [
         ("compress", "lrp_compress", "lrp*", "python -m lrp_compress game=breakout prune.ratio=0.5"),
         ("train", "lrp_compress.train", "ppo*", "python -m lrp_compress.train game=pong"),
+        (
+            "firmware",
+            "lrp_compress.firmware",
+            "default*",
+            "python -m lrp_compress.firmware game=breakout agent=FILE.onnx",
+        ),
     ],
 )
 def test_help_names_everything(lrp_compress: Command, name: str, module: str, default: str, example: str):
