@@ -20,7 +20,7 @@ FLOORS = [
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],
-    ["figures", "summary", "resume", "training", "stages", "artifacts", "pipeline", "watching"],
+    ["figures", "screen", "summary", "resume", "training", "stages", "artifacts", "pipeline", "watching"],
     ["search", "reporting"],
     ["mistakes", "cli", "__main__", "train", "play", "report"],
 ]
