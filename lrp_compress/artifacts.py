@@ -21,6 +21,7 @@ from lrp_compress.files import read_json
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 
+STUDENT = "student.safetensors"
 MOMENTS = 6  # rows of the relevance maps
 VIDEO_STEPS = 450  # half a minute
 
@@ -51,8 +52,8 @@ def publish(
         Where artifacts and images go.
     """
     figures = run_dir / "figures"
-    save_agent(run_dir / "student.safetensors", agents["student"])
-    tracker.artifact(run_dir / "student.safetensors")
+    save_agent(run_dir / STUDENT, agents["student"])
+    tracker.artifact(run_dir / STUDENT)
     for plan in sorted((run_dir / "stages").glob("step-*/plan.json")):
         tracker.artifact(plan, f"plan/{plan.parent.name}")
     maps = draw_relevance_maps(config, agents, rollouts, figures / "relevance-maps.png")

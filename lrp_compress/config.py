@@ -18,7 +18,7 @@ from lrp_compress import __version__
 from lrp_compress.files import value_digest
 
 # What does not change a run's results, and so is no part of its identity.
-INCIDENTAL = ("tracking", "cache_dir", "device", "force")
+INCIDENTAL = ("tracking", "cache_dir", "device", "force", "window")
 
 
 @dataclass(frozen=True)
@@ -275,6 +275,7 @@ class PlayConfig:
     tracking: TrackingConfig = MISSING
     protocol: str = _one_of("noop", "sticky")
     seconds: float = _within(0, open_low=True)
+    window: bool | None = MISSING
     seed: int = _within(0, 2**31 - 1)
     cache_dir: str = MISSING
 

@@ -31,6 +31,21 @@ KEPT, REMOVED, ACCENT = "#2b5c8a", "#c9c9c9", "#c0392b"
 SIGNED = LinearSegmentedColormap.from_list("relevance", ["#1f4fd8", "#ffffff", "#d81f2a"])
 
 
+def chart(width: float, height: float) -> tuple[Figure, Any]:
+    """Make a figure of one chart, and its axis with a grid.
+
+    Parameters
+    ----------
+    width, height : float
+        Inches.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axis: Any = figure.subplots()
+    axis.grid(alpha=0.25)
+    open_frame(axis)
+    return figure, axis
+
+
 def pick_moments(episodes: NDArray[np.integer], count: int) -> list[int]:
     """Choose states that show different games at different stages.
 
@@ -142,7 +157,7 @@ def relevance_bars(path: Path, scores: ChannelScores, keep: Mapping[str, Sequenc
         note = f", {zero} at zero" if zero else ""
         axis.set_title(f"{name}: {len(kept)} of {len(tensor)} channels kept{note}", fontsize=10, loc="left")
         axis.tick_params(labelsize=8)
-        _open(axis)
+        open_frame(axis)
     axes[-1].set_xlabel("channels, highest score first")
     figure.supylabel("score / mean score of the layer", fontsize=10)
     states = f" over {scores.states} states" if scores.states else ""
@@ -186,7 +201,7 @@ def learning_curve(path: Path, points: Sequence[tuple[int, float, float]]) -> Pa
     )
     for axis in (top, bottom):
         axis.grid(alpha=0.25)
-        _open(axis)
+        open_frame(axis)
     return _write(figure, path)
 
 
@@ -226,7 +241,7 @@ def return_strips(path: Path, evaluations: Mapping[str, Evaluation]) -> Path:
         Line2D([], [], marker="D", color=ACCENT, linewidth=2.5, markersize=6, label="mean and its interval"),
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=8, frameon=False)
-    _open(axis)
+    open_frame(axis)
     return _write(figure, path)
 
 
@@ -247,16 +262,14 @@ def side_by_side_video(path: Path, plays: Sequence[NDArray[np.uint8]]) -> Path:
     """
     length = max(len(frames) for frames in plays)
     lined_up = [np.concatenate([frames, frames[-1:].repeat(length - len(frames), axis=0)]) for frames in plays]
-    return _write_video(path, lined_up)
+    return write_video(path, _beside(lined_up))
 
 
-def relevance_video(path: Path, frames: NDArray[np.uint8], maps: Tensor) -> Path:
-    """Write play with its relevance laid over it beside it, as an animated GIF at the speed of the game.
+def relevance_pictures(frames: NDArray[np.uint8], maps: Tensor) -> NDArray[np.uint8]:
+    """Draw play with its relevance laid over it beside it.
 
     Parameters
     ----------
-    path : Path
-        The GIF to write.
     frames : ndarray of uint8, shape (T, 84, 84)
         The play.
     maps : Tensor, shape (T, 84, 84)
@@ -264,22 +277,39 @@ def relevance_video(path: Path, frames: NDArray[np.uint8], maps: Tensor) -> Path
 
     Returns
     -------
-    Path
-        `path`.
+    ndarray of uint8, shape (T, height, width, 3)
+        The pictures.
     """
     values = _array(maps)
     signed = np.clip(values / (np.quantile(np.abs(values), 0.999) or 1), -1, 1)
     overlaid = np.stack([_overlay(frame / 255, own) for frame, own in zip(frames, signed, strict=True)])
     plain = np.repeat(frames[..., None], 3, axis=3)
-    return _write_video(path, [plain, (overlaid * 255).astype(np.uint8)])
+    return _beside([plain, (overlaid * 255).astype(np.uint8)])
 
 
-def _write_video(path: Path, lined_up: Sequence[NDArray[np.uint8]]) -> Path:
-    """Write plays of the same length and kind, grey (T, 84, 84) or coloured (T, 84, 84, 3), beside each other."""
+def _beside(lined_up: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Put plays of the same length and kind, grey (T, 84, 84) or coloured (T, 84, 84, 3), beside each other."""
     margin = np.full((*lined_up[0].shape[:2], VIDEO_MARGIN, *lined_up[0].shape[3:]), 255, dtype=np.uint8)
     columns = [part for frames in lined_up for part in (margin, frames)][1:]
-    large = np.concatenate(columns, axis=2).repeat(VIDEO_ZOOM, axis=1).repeat(VIDEO_ZOOM, axis=2)
-    first, *others = (Image.fromarray(frame) for frame in large)
+    return np.concatenate(columns, axis=2).repeat(VIDEO_ZOOM, axis=1).repeat(VIDEO_ZOOM, axis=2)
+
+
+def write_video(path: Path, pictures: NDArray[np.uint8]) -> Path:
+    """Write pictures as an animated GIF, at the speed of the game.
+
+    Parameters
+    ----------
+    path : Path
+        The GIF to write.
+    pictures : ndarray of uint8, shape (T, height, width) or (T, height, width, 3)
+        One for each agent step.
+
+    Returns
+    -------
+    Path
+        `path`.
+    """
+    first, *others = (Image.fromarray(picture) for picture in pictures)
     with atomic_path(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
     return path
@@ -306,7 +336,8 @@ def _log_scale(axis: Any) -> None:
     axis.yaxis.set_minor_locator(NullLocator())
 
 
-def _open(axis: Any) -> None:
+def open_frame(axis: Any) -> None:
+    """Draw no line above the data and none to the right of it."""
     axis.spines[["top", "right"]].set_visible(False)
 
 

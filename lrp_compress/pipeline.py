@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.teachers import load_teacher, teacher_path
-from lrp_compress.artifacts import publish
+from lrp_compress.artifacts import STUDENT, publish
 from lrp_compress.atari.envs import envs_for, minimal_actions
 from lrp_compress.compression.composites import COMPOSITES
 from lrp_compress.compression.criteria import CRITERIA
@@ -135,7 +135,7 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     console.print(result_table(metrics, config.run_name, config.evaluate.confidence))
     console.print()
     console.print(file_table(metrics, config.evaluate.confidence))
-    console.print(f"\nstudent   {run_dir / 'student.safetensors'}", soft_wrap=True)
+    console.print(f"\nstudent   {run_dir / STUDENT}", soft_wrap=True)
     if config.export:
         console.print(f"files     {run_dir / 'export'}", soft_wrap=True)
     console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)

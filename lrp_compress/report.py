@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from lrp_compress.checks import conf_dir
+from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 
 
 def main() -> None:
     """Read the command line, write the page, say where it is; exit with 2 and one line for a mistake."""
+    tracking, storage = _defaults()
     parser = argparse.ArgumentParser(
         prog="python -m lrp_compress.report",
         description="Writes report.html, which needs no network, and report.csv about many finished runs.",
@@ -20,12 +26,13 @@ def main() -> None:
         "source", nargs="+", help="folders of sweeps, studies or runs; or the name of a study; or a filter of MLflow"
     )
     parser.add_argument("--out", type=Path, help="folder for the two files; default: the source's, else report/")
-    parser.add_argument("--storage", default="sqlite:///studies.db", help="database of studies; default: %(default)s")
-    parser.add_argument("--tracking", default="sqlite:///mlflow.db", help="MLflow store; default: %(default)s")
-    parser.add_argument("--experiment", default="lrp_compress", help="MLflow experiment; default: %(default)s")
+    parser.add_argument("--storage", default=storage, help="database of studies; default: %(default)s")
+    parser.add_argument("--tracking", default=tracking.uri, help="MLflow store; default: %(default)s")
+    parser.add_argument("--experiment", default=tracking.experiment, help="MLflow experiment; default: %(default)s")
     options = parser.parse_args()
     try:
-        print(_write(options))
+        own = dataclasses.replace(tracking, uri=options.tracking, experiment=options.experiment)
+        print(_write(options, own))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -34,8 +41,14 @@ def main() -> None:
         sys.exit(2)
 
 
-def _write(options: argparse.Namespace) -> Path:
-    from lrp_compress.config import TrackingConfig
+def _defaults() -> tuple[TrackingConfig, str]:
+    """Read from ``conf/`` where runs are recorded and studies kept, unless it is said otherwise."""
+    tracking = OmegaConf.load(conf_dir() / "tracking" / "sqlite.yaml")
+    study = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "study.yaml")
+    return TrackingConfig(**OmegaConf.to_container(tracking)), str(study.storage)  # type: ignore[arg-type]
+
+
+def _write(options: argparse.Namespace, tracking: TrackingConfig) -> Path:
     from lrp_compress.reporting.collections import from_filter, from_folder, from_folders, from_study
     from lrp_compress.reporting.page import write_report
     from lrp_compress.tracking.runs import check_store
@@ -46,7 +59,6 @@ def _write(options: argparse.Namespace) -> Path:
     if folder.is_dir():
         return write_report(from_folder(folder), options.out or folder)
     if any(sign in source for sign in "=<>"):
-        tracking = TrackingConfig(uri=options.tracking, experiment=options.experiment, timeout_s=10)
         check_store(tracking)
         return write_report(from_filter(source, tracking), options.out or Path("report"))
     if "/" in source:

@@ -1,4 +1,4 @@
-"""An agent at play, with its relevance map beside it, as a video."""
+"""An agent at play, with its relevance map beside it, as a video and in a window."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from lrp_compress.atari.recording import record_play
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.composites import COMPOSITES
 from lrp_compress.config import PlayConfig
-from lrp_compress.figures import relevance_video
+from lrp_compress.errors import UserError
+from lrp_compress.figures import relevance_pictures, write_video
+from lrp_compress.screen import has_screen, show
 from lrp_compress.seeding import stage_seed
 
 STEPS_PER_SECOND = 15  # four of sixty frames each
@@ -28,14 +30,17 @@ def preflight(config: PlayConfig) -> None:
     Raises
     ------
     UserError
-        If the composite is unknown, or the agent cannot be loaded or does not fit the game.
+        If the composite is unknown, a window is asked for where none can be, or the agent cannot be loaded or does not
+        fit the game.
     """
+    if config.window and not has_screen():
+        raise UserError(f"window=true, but there is no screen here; window=false leaves the play in {VIDEO}")
     COMPOSITES[config.criterion.composite]
     _load(config)
 
 
 def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float]:
-    """Let the agent play, write the video, say where it is.
+    """Let the agent play, write the video, say where it is, and show it.
 
     Parameters
     ----------
@@ -58,8 +63,11 @@ def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float
     batches = torch.split(torch.from_numpy(play), config.criterion.batch_size)
     composite, start = config.criterion.composite, config.criterion.relevance_seed
     maps = torch.cat([heat_maps(agent.network, batch, composite, start) for batch in batches])
-    video = relevance_video(run_dir / VIDEO, play[:, -1], maps)
+    pictures = relevance_pictures(play[:, -1], maps)
+    video = write_video(run_dir / VIDEO, pictures)
     Console().print(f"{len(play) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
+    if config.window or (config.window is None and has_screen()):
+        show(pictures, f"{config.game.title}, and what the agent looks at")
     return {"play/steps": float(len(play))}
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copyfile
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.deployment.c_source import example_outputs, export_c
 from lrp_compress.deployment.deviation import Deviation, deviation
 from lrp_compress.deployment.onnx_models import save_int8
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
@@ -79,13 +79,13 @@ class ExportTarget:
         Writes the files into a folder and compares them; returns a deviation by a name for each file compared.
     needs_int8 : bool
         Whether it can be made of an int8 file only.
-    extra : tuple of (str, str) or None
-        A module that it needs beyond the core dependencies, and the extra of this package that brings it.
+    tools : tuple of str
+        Programs that it needs.
     """
 
     write: Callable[[Deliverable, Path], dict[str, Deviation]]
     needs_int8: bool = False
-    extra: tuple[str, str] | None = None
+    tools: tuple[str, ...] = ()
 
 
 EXPORTS: Registry[ExportTarget] = Registry("export")
@@ -105,9 +105,8 @@ def check_exports(names: list[str], quantize: str) -> None:
             raise UserError(
                 f"export={name} is made of the int8 file; choose quantize=int8 in place of quantize={quantize}"
             )
-        if target.extra and importlib.util.find_spec(target.extra[0]) is None:
-            module, extra = target.extra
-            raise UserError(f"export={name} needs {module}; install it with: pip install 'lrp_compress[{extra}]'")
+        if missing := [tool for tool in target.tools if shutil.which(tool) is None]:
+            raise UserError(f"export={name} needs {' and '.join(missing)}, e.g. from: apt-get install gcc make")
 
 
 def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
@@ -134,12 +133,33 @@ def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
     return deviations
 
 
+def export_c_code(what: Deliverable, folder: Path) -> dict[str, Deviation]:
+    """Write the int8 file as C, and compare the example, built and run here, with ONNX Runtime.
+
+    Raises
+    ------
+    UserError
+        If there is no int8 file, it has other layers than a Nature CNN's, or an output bit differs.
+    """
+    if what.int8 is None:
+        raise UserError("export=c is made of the int8 file; choose quantize=int8")
+    computed = example_outputs(export_c(what.int8.path, folder), what.held_out)
+    found = deviation(computed, OnnxPolicy(what.int8.path).outputs(what.held_out))
+    if found.max_difference:
+        raise UserError(
+            f"export=c: an output of {folder} differs from {what.int8.path.name}'s by {found.max_difference:g}; on a "
+            f"processor without VNNI instructions ONNX Runtime's int8 saturates, and no comparison is possible"
+        )
+    return {"int8": found}
+
+
 EXPORTS.register("onnx")(ExportTarget(export_onnx))
+EXPORTS.register("c")(ExportTarget(export_c_code, needs_int8=True, tools=("make", "cc")))
 
 
 def _copied(source: Path, path: Path) -> Path:
     with atomic_path(path) as temporary:
-        copyfile(source, temporary)
+        shutil.copyfile(source, temporary)
     return path
 
 

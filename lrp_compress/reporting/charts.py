@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
 
-from lrp_compress.figures import ACCENT, KEPT, REMOVED
+from lrp_compress.figures import ACCENT, KEPT, REMOVED, chart
 from lrp_compress.reporting.records import Group, Record
 from lrp_compress.search.objectives import dominates
 
@@ -57,7 +57,7 @@ def front_chart(
     Figure
         With the teacher as a cross, and an interval at every point.
     """
-    figure, axis = _figure(6.4, 4.2)
+    figure, axis = chart(6.4, 4.2)
     points = [(group.mean(metric), group.kept, group.kept_low, group.kept_high) for group in groups]
     points = [point for point in points if np.isfinite(point).all()]
     on_front = [_on_front(point, points, maximize, floor) for point in points]
@@ -109,7 +109,7 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
     Figure
         Where no criterion has two sizes, the criteria are beside each other.
     """
-    figure, axis = _figure(6.4, 4.2)
+    figure, axis = chart(6.4, 4.2)
     names = list(dict.fromkeys(group.records[0].criterion for group in groups))
     beside = len(names) == len(groups)
     for i, name in enumerate(names):
@@ -138,7 +138,7 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
 def widths_chart(records: Sequence[Record], labels: Sequence[str]) -> Figure:
     """Draw how many channels each layer of some students has left, as a share of its teacher's."""
     layers = list(records[0].teacher_widths)
-    figure, axis = _figure(6.4, 0.5 + 0.32 * len(layers) * max(2, len(records)) / 2 + 1)
+    figure, axis = chart(6.4, 0.5 + 0.32 * len(layers) * max(2, len(records)) / 2 + 1)
     height = 0.8 / len(records)
     for i, (record, label) in enumerate(zip(records, labels, strict=True)):
         for j, layer in enumerate(layers):
@@ -160,11 +160,3 @@ def _kept_axis(axis: Any) -> None:
     axis.set_ylabel(KEPT_LABEL)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.25)
-    return figure, axis

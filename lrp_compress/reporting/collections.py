@@ -12,7 +12,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import read_json
 from lrp_compress.reporting.records import Record, find_runs, read_runs
 from lrp_compress.search.studies import FRONT, RUN_DIR, STUDY, Study, load_study
-from lrp_compress.tracking.runs import run_folders
+from lrp_compress.tracking.runs import finished_runs
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def from_filter(wanted: str, tracking: TrackingConfig) -> Collection:
     UserError
         If MLflow refuses the filter, or no run that it names has its folder on this machine.
     """
-    folders = run_folders(tracking, wanted)
+    runs = [run.data.tags for run in finished_runs(tracking, wanted)]
+    folders = [Path(tags["run_dir"]) for tags in runs if "run_dir" in tags]
     records = read_runs(folders)
     if not records:
         raise UserError(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lrp_compress.figures import KEPT
+from lrp_compress.figures import KEPT, chart, open_frame
 from lrp_compress.search.objectives import RETURN_KEPT
 from lrp_compress.search.studies import SETTINGS
 
@@ -30,13 +30,10 @@ def hypervolume_chart(study: Study) -> Figure | None:
     reference = losses.max(axis=0)
     feasible = np.array([_feasible(study, trial) for trial in trials])
     volumes = [_area(losses[: i + 1][feasible[: i + 1]], reference) for i in range(len(trials))]
-    figure = Figure(figsize=(6.4, 3), layout="constrained")
-    axis: Any = figure.subplots()
+    figure, axis = chart(6.4, 3)
     axis.step(range(1, len(volumes) + 1), volumes, where="post", color=KEPT)
     axis.set_xlabel("complete trials")
     axis.set_ylabel("hypervolume")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -69,7 +66,7 @@ def importance_chart(study: Study) -> Figure | None:
         axis.barh(range(len(dimensions)), [own.get(one, 0.0) for one in dimensions], color=KEPT)
         axis.set_yticks(range(len(dimensions)), labels=dimensions, fontsize=8)
         axis.set_title(name, fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_frame(axis)
     panels[0].invert_yaxis()
     return figure
 

@@ -7,20 +7,26 @@ with seeds that no trial has seen and more episodes, against its teacher; the ne
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.config import Config, SearchConfig
+from lrp_compress.artifacts import STUDENT
+from lrp_compress.config import Config, SearchConfig, config_hash
 from lrp_compress.delivery import Delivery
+from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
 from lrp_compress.metrics import agent_metrics, ratio_metrics
 from lrp_compress.search.objectives import OBJECTIVES, RETURN_KEPT, dominates, objective_values
 from lrp_compress.search.studies import FRONT
 from lrp_compress.seeding import stage_seed
 from lrp_compress.stages import Stages
+from lrp_compress.tracking.downloads import download_of_run
 from lrp_compress.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "confirmed"  # within the sweep's
 
@@ -90,9 +96,11 @@ def confirm_front(
     Returns
     -------
     list of Confirmed
-        In the candidates' order; also written to ``front.json``.
+        In the candidates' order, without those whose students cannot be found; also written to ``front.json``.
     """
-    seen = [_evaluate_anew(one, config, teacher, digest, folder / FOLDER) for one in candidates]
+    students = {one.number: student for one in candidates if (student := _find_student(one)) is not None}
+    candidates = [one for one in candidates if one.number in students]
+    seen = [_evaluate_anew(one, students[one.number], config, teacher, digest, folder / FOLDER) for one in candidates]
     values = [objective_values(config.objectives, metrics) for metrics in seen]
     feasible = [config.floor is None or metrics[RETURN_KEPT] >= config.floor for metrics in seen]
     maximize = [OBJECTIVES[name].maximize for name in config.objectives]
@@ -104,14 +112,33 @@ def confirm_front(
     return confirmed
 
 
+def _find_student(candidate: Candidate) -> Agent | None:
+    """Load a candidate's student from its folder, else from MLflow; say so if it is in neither."""
+    own, path = candidate.config, candidate.run_dir / STUDENT
+    try:
+        if not path.exists():
+            path = download_of_run(config_hash(own), STUDENT, Path(own.cache_dir) / "downloads", own.tracking)
+        return load_agent(path)
+    except UserError as error:
+        logger.warning(
+            "trial %d is left out of the confirmation: no %s in %s on this machine, and %s; give all workers one "
+            "MLflow server (tracking=server), or run the same command where that folder is",
+            candidate.number,
+            STUDENT,
+            candidate.run_dir,
+            error,
+        )
+        return None
+
+
 def _evaluate_anew(
-    candidate: Candidate, config: SearchConfig, teacher: Agent, digest: str, folder: Path
+    candidate: Candidate, student: Agent, config: SearchConfig, teacher: Agent, digest: str, folder: Path
 ) -> dict[str, float]:
     own = candidate.config
     episodes = dataclasses.replace(own.evaluate, episodes=config.confirm_episodes)
     anew = dataclasses.replace(own, evaluate=episodes, seed=stage_seed(own.seed, "confirm"))
     stages = Stages(anew, teacher, digest, folder / f"trial-{candidate.number}", Tracker())
-    agents = {"teacher": teacher, "student": load_agent(candidate.run_dir / "student.safetensors")}
+    agents = {"teacher": teacher, "student": student}
     evaluations = {name: stages.evaluate(agent, name) for name, agent in agents.items()}
     states = Stages(own, teacher, digest, folder, Tracker()).rollouts()  # those that the trial has used
     delivery = Delivery(stages, agents["student"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.compression.pruning import prunable_layers
-from lrp_compress.config import INCIDENTAL, Config, SearchConfig, TrackingConfig, flatten
+from lrp_compress.config import INCIDENTAL, Config, SearchConfig, flatten
 from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, write_json
 from lrp_compress.pipeline import find_teacher, preflight
@@ -132,7 +133,7 @@ def search(
     if left := sum(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False)):
         console.print(f"study {config.study}: {left} trials still run elsewhere; their worker ends the study.")
         return
-    _finish(study, config, compose, (teacher, digest), base.tracking, folder, console)
+    _finish(study, config, compose, (teacher, digest), base, folder, console)
 
 
 def _settings(config: SearchConfig, typed: Typed, digest: str) -> dict[str, Any]:
@@ -167,21 +168,22 @@ def _finish(
     config: SearchConfig,
     compose: Compose,
     teacher: tuple[Agent, str],
-    tracking: TrackingConfig,
+    base: Config,
     folder: Path,
     console: Console,
 ) -> None:
     """Confirm the front and show it."""
-    candidates = [
-        Candidate(
-            trial.number, list(trial.values), compose(trial.user_attrs[OVERRIDES]), Path(trial.user_attrs[RUN_DIR])
+    candidates = []
+    for trial in study.best_trials:
+        # the trial's settings, but this worker's places
+        own = dataclasses.replace(
+            compose(trial.user_attrs[OVERRIDES]), tracking=base.tracking, cache_dir=base.cache_dir
         )
-        for trial in study.best_trials
-    ]
+        candidates.append(Candidate(trial.number, list(trial.values), own, Path(trial.user_attrs[RUN_DIR])))
     confirmed = confirm_front(candidates, config, *teacher, folder)
     trials = [trial for trial in study.get_trials(deepcopy=False) if counts(trial)]
     console.print(front_table(config, confirmed, trials))
     console.print(f"\nstudents  {folder}", soft_wrap=True)
     console.print(f"study     {config.study} in {config.storage}", soft_wrap=True)
-    if view := training_view(tracking, folder.name):
+    if view := training_view(base.tracking, folder.name):
         console.print(f"runs      {view}", soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
-from lrp_compress.tracking.runs import import_mlflow
+from lrp_compress.tracking.runs import finished_runs, import_mlflow
 from lrp_compress.tracking.stores import resolve_uri
 
 if TYPE_CHECKING:
@@ -55,6 +55,37 @@ def download(uri: str, folder: Path, config: TrackingConfig) -> Path:
         return Path(mlflow.artifacts.download_artifacts(address, dst_path=str(folder), tracking_uri=store))
     except (MlflowException, OSError) as error:
         raise UserError(f"{uri} is not in {store}: {' '.join(str(error).split())[:200]}") from error
+
+
+def download_of_run(config_hash: str, artifact: str, folder: Path, config: TrackingConfig) -> Path:
+    """Copy an artifact of the newest finished run of a configuration to this machine.
+
+    Parameters
+    ----------
+    config_hash : str
+        The run's identity (`config.config_hash`).
+    artifact : str
+        E.g. ``student.safetensors``.
+    folder : Path
+        Where to put it, in a folder of the run's own.
+    config : TrackingConfig
+        The store.
+
+    Returns
+    -------
+    Path
+        The file.
+
+    Raises
+    ------
+    UserError
+        If nothing is tracked, or the store has no such run or it no such artifact.
+    """
+    runs = finished_runs(config, f"tags.config_hash = '{config_hash}'")
+    if not runs:
+        raise UserError(f"no finished run {config_hash} in {config.uri}")
+    run_id = runs[0].info.run_id
+    return download(f"runs:/{run_id}/{artifact}", folder / run_id, config)
 
 
 def _registered(client: MlflowClient, uri: str) -> str:

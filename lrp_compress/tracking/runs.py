@@ -14,7 +14,6 @@ import socket
 import sqlite3
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrp_compress.config import TrackingConfig
@@ -25,6 +24,7 @@ from lrp_compress.tracking.tracker import MlflowTracker, Tracker, set_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,8 @@ def open_run(
         client.set_terminated(run_id, "FINISHED")
 
 
-def run_folders(config: TrackingConfig, wanted: str) -> list[Path]:
-    """Find the folders of the finished runs that MLflow's filter names.
+def finished_runs(config: TrackingConfig, wanted: str) -> list[Run]:
+    """Find the finished runs that MLflow's filter names.
 
     Parameters
     ----------
@@ -138,8 +138,8 @@ def run_folders(config: TrackingConfig, wanted: str) -> list[Path]:
 
     Returns
     -------
-    list of Path
-        As recorded where the runs were made.
+    list of Run
+        MLflow's, the newest first.
 
     Raises
     ------
@@ -151,9 +151,7 @@ def run_folders(config: TrackingConfig, wanted: str) -> list[Path]:
             return []
         client, experiment = found
         runs = client.search_runs([experiment], wanted, max_results=MOST_RUNS)
-    return [
-        Path(run.data.tags["run_dir"]) for run in runs if run.info.status == "FINISHED" and "run_dir" in run.data.tags
-    ]
+    return [run for run in runs if run.info.status == "FINISHED"]
 
 
 def training_view(config: TrackingConfig, sweep: str = "") -> str:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
+NOT_KEPT = {"HYDRA_FULL_ERROR", "MPLBACKEND", "DISPLAY", "WAYLAND_DISPLAY"}
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Environment of a command: this checkout's package, whatever the folder, and one thread, as in all tests."""
-    kept = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    """Environment of a command: this checkout's package, one thread as in all tests, and no screen."""
+    kept = {key: value for key, value in os.environ.items() if key not in NOT_KEPT}
     return {**kept, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **extra}

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Command, environment
+from tests.cli.commands import Command
+from tests.cli.forks import Forks
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    made = Forks()
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def lrp_compress(tmp_path: Path) -> Command:
-    """Return a function that runs ``python -m lrp_compress``, or another module, in the test's empty folder."""
+def lrp_compress(forks: Forks, tmp_path: Path) -> Command:
+    """Return a function that does what ``python -m lrp_compress`` does, or another module, in the test's folder."""
 
     def run(*arguments: str, module: str = "lrp_compress", **extra: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", module, *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment(**extra), capture_output=True, text=True)
+        return forks.run(module, list(arguments), tmp_path, **extra)
 
     return run

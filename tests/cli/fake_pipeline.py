@@ -30,6 +30,7 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> None:
             raise KeyboardInterrupt
         case 4:
             try:
+                print("open", flush=True)
                 time.sleep(60)
             finally:
                 print("closed", flush=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,15 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from PIL import Image
 
-from lrp_compress.agents.checkpoints import load_agent, save_agent
-from lrp_compress.agents.teachers import teachers_dir
+from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.atari.evaluation import load_evaluation
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from tests.cli.commands import environment
+from tests.cli.forks import Forks
+
+MainJob = Callable[..., str]
+
+pytestmark = pytest.mark.xdist_group("main job")  # what its tests share is made once
 
 SMALL = [
     "game=breakout",
@@ -30,21 +35,27 @@ SMALL = [
     "criterion.batch_size=16",
     # a set precision, because a measured one may differ from run to run
     "distill={samples: 6000, step_samples: 2000, envs: 8, replay_states: 4096, precision: float32}",
-    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1500}",
+    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1200}",
     "quantize={states: 16, min_agreement: 0.2, distill: always, samples: 2000}",
-    "latency={rounds: 2, decisions: 5, warmup: 2}",
+    "latency={rounds: 2, decisions: 5, warmup: 2, attempts: 1}",
 ]
+UNDISTILLED = ["prune=one_shot", "prune.steps=1", "distill.samples=0", "quantize=none", "export=[]"]
 
 
-def command(*extra: str) -> list[str]:
-    flags = [argument for argument in extra if argument == "-m"]  # Hydra takes flags before the first override only
-    return [sys.executable, "-m", "lrp_compress", *flags, *SMALL, *(a for a in extra if a not in flags)]
+COMMAND = [sys.executable, "-m", "lrp_compress", *SMALL]
 
 
-def main_job(folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command(*extra), cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def main_job(forks: Forks) -> MainJob:
+    """Return a function that does the small job with further arguments in a folder, and gives what it has printed."""
+
+    def run(folder: Path, *extra: str) -> str:
+        flags = [argument for argument in extra if argument == "-m"]  # Hydra takes flags before the first override only
+        done = forks.run("lrp_compress", [*flags, *SMALL, *(a for a in extra if a not in flags)], folder)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 def run_folder(folder: Path) -> Path:
@@ -67,7 +78,9 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Folder and output of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    return folder, main_job(folder).stdout
+    done = subprocess.run(COMMAND, cwd=folder, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 def test_prints_the_result_and_where_to_look(undisturbed: tuple[Path, str]):
@@ -170,39 +183,25 @@ def test_evaluation_metrics_are_those_of_its_episodes(undisturbed: tuple[Path, s
     assert len(evaluation.episodes) == metrics["student/episodes"] == 2
 
 
-def test_again_is_skipped_and_force_runs_again(undisturbed: tuple[Path, str]):
+def test_again_is_skipped_and_force_runs_again(undisturbed: tuple[Path, str], main_job: MainJob):
     folder, printed = undisturbed
     start = time.monotonic()
-    again = main_job(folder).stdout
+    again = main_job(folder)
     assert time.monotonic() - start < 30
     assert "has finished before" in again
     table = printed[printed.index("return mean") :]
     assert table in again
     assert len(runs(folder)) == 1
     first = json.loads((run_folder(folder) / "result.json").read_text())
-    assert "has finished before" not in main_job(folder, "force=true").stdout
+    assert "has finished before" not in main_job(folder, "force=true")
     assert [run.info.status for run in runs(folder)] == ["FINISHED"] * 2
     assert comparable(json.loads((run_folder(folder) / "result.json").read_text())) == comparable(first)
-
-
-def test_another_teacher_under_the_same_name_starts_anew(undisturbed: tuple[Path, str], tmp_path: Path):
-    shipped = load_agent(teachers_dir() / "breakout.safetensors")
-    assert (run_folder(undisturbed[0]) / "identity.json").exists()
-    teacher = tmp_path / "agent.safetensors"
-    teacher.write_bytes((teachers_dir() / "breakout.safetensors").read_bytes())
-    short = (f"teacher.source={teacher}", "distill=none", "quantize=none", "export=[]")
-    main_job(tmp_path, *short)
-    first = (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text()
-    shipped.network.conv1.weight.data.mul_(1.5)
-    save_agent(teacher, shipped)
-    assert "has finished before" not in main_job(tmp_path, *short).stdout
-    assert (run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text() != first
 
 
 def kill_when(folder: Path, sign: str, delay: float) -> None:
     """Start the job and kill it with SIGKILL `delay` seconds after a file that matches `sign` has appeared."""
     with subprocess.Popen(
-        command(), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        COMMAND, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         limit = time.monotonic() + 120
         while not list((folder / "outputs").glob(sign)):
@@ -214,7 +213,9 @@ def kill_when(folder: Path, sign: str, delay: float) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_result(undisturbed: tuple[Path, str], tmp_path: Path):
+def test_killed_in_every_stage_it_ends_with_the_same_result(
+    undisturbed: tuple[Path, str], main_job: MainJob, tmp_path: Path
+):
     for sign, delay in (
         ("breakout-*/identity.json", 0.1),  # rollouts
         ("breakout-*/stages/step-1/scores.json", 0.0),  # pruning
@@ -235,14 +236,12 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(undisturbed: tuple[P
     assert len(leftovers) <= 4  # one file that a kill cut off each, under its temporary name
 
 
-def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(tmp_path: Path):
-    sweep = ["-m", "prune.ratio=0.3,0.5", "criterion=weight_l1,random", "distill=none", "quantize=none", "export=[]"]
+def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob, tmp_path: Path):
+    sweep = ["-m", "criterion=weight_l1,random", *UNDISTILLED]
     main_job(tmp_path, *sweep)
     (sweep_name,) = {run.data.tags["sweep"] for run in runs(tmp_path)}
     assert sorted(run.info.run_name for run in runs(tmp_path)) == [
-        "breakout-random-r0.30-s0",
         "breakout-random-r0.50-s0",
-        "breakout-weight_l1-r0.30-s0",
         "breakout-weight_l1-r0.50-s0",
         f"report of {sweep_name}",
     ]
@@ -250,27 +249,34 @@ def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(tmp_path: Path):
     assert page.count("<svg") == 4
     cached = sorted(path.name.split("-")[0] for path in (tmp_path / "outputs" / "cache").iterdir())
     assert cached == ["evaluation", "rollouts"]
-    again = main_job(tmp_path, *sweep).stdout
-    assert again.count("has finished before") == 4
-    assert len(runs(tmp_path)) == 5
+    again = main_job(tmp_path, *sweep)
+    assert again.count("has finished before") == 2
+    assert len(runs(tmp_path)) == 3
 
 
-def test_an_untrained_agent_of_another_library_is_compressed_with_a_warning(tmp_path: Path):
-    torch.manual_seed(0)
+def save_untrained(path: Path, seed: int) -> None:
+    """Write an agent of CleanRL that has learned nothing."""
+    torch.manual_seed(seed)
     layers = [torch.nn.Conv2d(4, 8, 8, 4), torch.nn.Conv2d(8, 8, 4, 2), torch.nn.Conv2d(8, 8, 3)]
     layers += [torch.nn.Linear(8 * 49, 16), torch.nn.Linear(16, 4)]
-    state = {
-        f"network.{i}.{k}": v for i, m in zip((0, 2, 4, 7, 9), layers, strict=True) for k, v in m.state_dict().items()
-    }
-    torch.save(state, tmp_path / "dqn_atari.cleanrl_model")
-    untouched = ("distill.samples=0", "distill.step_samples=0", "quantize=none", "export=[]")
-    done = main_job(tmp_path, "teacher.source=dqn_atari.cleanrl_model", *untouched)
-    log = done.stdout + done.stderr
-    assert "the teacher plays breakout no better than random actions" in log
-    assert "try teacher.fire_on_life_loss=false" in log
+    parts = zip((0, 2, 4, 7, 9), layers, strict=True)
+    torch.save({f"network.{i}.{k}": v for i, layer in parts for k, v in layer.state_dict().items()}, path)
+
+
+def test_untrained_agents_of_another_library_under_the_same_name(main_job: MainJob, tmp_path: Path):
+    job = ["teacher.source=dqn_atari.cleanrl_model", *UNDISTILLED]
+    save_untrained(tmp_path / "dqn_atari.cleanrl_model", 0)
+    printed = main_job(tmp_path, *job)
+    assert "the teacher plays breakout no better than random actions" in printed
+    assert "try teacher.fire_on_life_loss=false" in printed
     student = load_agent(run_folder(tmp_path) / "student.safetensors")
     assert student.network.widths == {"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}
     assert (student.network.head_kind, student.info.fire_on_life_loss) == ("q", True)
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["teacher/probe_random_reward"] >= 0
+    scores = run_folder(tmp_path) / "stages" / "step-1" / "scores.json"
+    first = scores.read_text()
+    save_untrained(tmp_path / "dqn_atari.cleanrl_model", 1)
+    assert "has finished before" not in main_job(tmp_path, *job)  # another agent starts anew
+    assert scores.read_text() != first

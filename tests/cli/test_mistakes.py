@@ -6,9 +6,6 @@ import copy
 import dataclasses
 import os
 import pickle
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
 from lrp_compress.agents.teachers import teachers_dir
-from tests.cli.commands import Command, environment
+from tests.cli.commands import Command
 
 # What was typed, and what the line must hold.
 MISTAKES = {
@@ -99,39 +96,25 @@ def write_bad_agents(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[subprocess.CompletedProcess[str], list[Path]]]:
-    """Run all the commands, as many at once as there are processors; each with what it wrote."""
-    bad = tmp_path_factory.mktemp("bad")
-    (bad / "game").mkdir()
-    (bad / "game" / "mine.yaml").write_text("name: breakout\ntitel: Mine\n")
-    write_bad_agents(bad)
-
-    def answer(typed: str) -> tuple[subprocess.CompletedProcess[str], list[Path]]:
-        folder = tmp_path_factory.mktemp("empty")
-        command = [sys.executable, "-m", "lrp_compress", *typed.replace("{bad}", str(bad)).split()]
-        done = subprocess.run(
-            command,
-            cwd=folder,
-            env=environment() | {"HF_ENDPOINT": "http://127.0.0.1:9"},
-            capture_output=True,
-            text=True,
-        )
-        return done, list(folder.iterdir())
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(MISTAKES, pool.map(answer, MISTAKES), strict=True))
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what is wrong."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "game").mkdir()
+    (folder / "game" / "mine.yaml").write_text("name: breakout\ntitel: Mine\n")
+    write_bad_agents(folder)
+    return folder
 
 
 @pytest.mark.parametrize("typed", MISTAKES)
-def test_mistake(answers: dict[str, tuple[subprocess.CompletedProcess[str], list[Path]]], typed: str):
-    done, written = answers[typed]
+def test_mistake(lrp_compress: Command, bad: Path, tmp_path: Path, typed: str):
+    done = lrp_compress(*typed.replace("{bad}", str(bad)).split(), HF_ENDPOINT="http://127.0.0.1:9")
     line = done.stderr.removesuffix("\n")
     assert line.startswith("error: ")
     assert "\n" not in line
     assert [part for part in MISTAKES[typed] if part not in line] == []
     assert done.stdout == ""
     assert done.returncode == 2
-    assert written == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_traceback_on_request(lrp_compress: Command):

@@ -34,6 +34,8 @@ def test_a_video_shows_the_game_and_its_relevance(lrp_compress: Command, tmp_pat
         (["game=breakout", "agent=no.zip"], "agent file no.zip does not exist"),
         (["game=tetris"], "no agent is shipped for game tetris"),
         (["game=breakout", "criterion.composite=foo"], "criterion.composite=foo is unknown; choose from: alpha2_beta1"),
+        (["game=breakout", "window=true"], "window=true, but there is no screen here; window=false leaves the play in"),
+        (["game=breakout", "window=maybe"], "window=maybe: Value 'maybe' is not a valid bool"),
         (["game=breakout", "seconds=0"], "seconds=0.0 is not allowed; it must be above 0"),
     ],
 )

@@ -104,6 +104,7 @@ def test_sigterm_closes_what_is_open(tmp_path: Path):
     with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("run ")
+        assert process.stdout.readline() == "open\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "closed\n"
     assert process.returncode == 143

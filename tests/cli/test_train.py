@@ -16,26 +16,23 @@ from mlflow.entities import Run
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.files import read_json
 from tests.cli.commands import Command, environment
+from tests.cli.forks import Forks
+
+pytestmark = pytest.mark.xdist_group("train")  # what its tests share is made once
 
 SMALL = [
     "game=pong",
-    "train.steps=2048",
+    "train.steps=1024",
     "train.envs=4",
-    "train.log_every=128",
-    "train.evaluate_every=1024",
+    "train.log_every=64",
+    "train.checkpoint_minutes=0",
+    "train.evaluate_every=512",
     "train.evaluate_episodes=2",
     "train.precision=float32",
     "train.hyperparameters.n_steps=16",
     "train.hyperparameters.batch_size=32",
     "evaluate={episodes: 2, envs: 2, max_frames: 1200}",
 ]
-
-
-def training(folder: Path, *extra: str) -> str:
-    command = [sys.executable, "-m", "lrp_compress.train", *SMALL, *extra]
-    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def run_folder(folder: Path) -> Path:
@@ -50,12 +47,11 @@ def only_run(folder: Path) -> tuple[MlflowClient, Run]:
 
 
 @pytest.fixture(scope="module")
-def killed_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def killed_once(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, str]:
     """Folder and output of a training that was killed after a checkpoint and then repeated."""
     folder = tmp_path_factory.mktemp("training")
-    often = "train.checkpoint_minutes=0"
     with subprocess.Popen(
-        [sys.executable, "-m", "lrp_compress.train", *SMALL, often],
+        [sys.executable, "-m", "lrp_compress.train", *SMALL],
         cwd=folder,
         env=environment(),
         stdout=subprocess.DEVNULL,
@@ -69,8 +65,10 @@ def killed_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     saved = torch.load(run_folder(folder) / "stages" / "checkpoint.pt", weights_only=True)
-    assert 0 < saved["counters"]["num_timesteps"] < 2048
-    return folder, training(folder, often)
+    assert 0 < saved["counters"]["num_timesteps"] < 1024
+    done = forks.run("lrp_compress.train", SMALL, folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
 
 
 def test_one_run_whose_curve_has_no_gap(killed_once: tuple[Path, str]):
@@ -79,9 +77,9 @@ def test_one_run_whose_curve_has_no_gap(killed_once: tuple[Path, str]):
     assert run.info.run_name == "train-pong-ppo-s0"
     for name in ("time/steps_per_s", "train/value_loss"):
         steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
-        assert sorted(steps) == list(range(128, 2049, 128)), name
+        assert sorted(steps) == list(range(64, 1025, 64)), name
     evaluated = [point.step for point in client.get_metric_history(run.info.run_id, "eval/return_mean")]
-    assert sorted(evaluated) == [1024, 2048]
+    assert sorted(evaluated) == [512, 1024]
     assert -21 <= run.data.metrics["noop/return_mean"] <= 21
     assert -21 <= run.data.metrics["sticky/return_mean"] <= 21
     assert run.data.params["train.hyperparameters.n_steps"] == "16"
@@ -94,20 +92,20 @@ def test_the_agent_and_its_card(killed_once: tuple[Path, str]):
     agent = load_agent(run_folder(folder) / "agent.safetensors")
     assert agent.info.game == "pong"
     assert agent.network.widths == {"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}
-    assert agent.info.lineage["steps"] == 2048
+    assert agent.info.lineage["steps"] == 1024
     assert (run_folder(folder) / "agent.safetensors").stat().st_size < 3.5e6  # half precision
     card = (run_folder(folder) / "card.md").read_text()
     metrics = read_json(run_folder(folder) / "result.json")
     assert f"{metrics['noop/return_mean']:.1f} (interval" in card
-    assert "python -m lrp_compress.train game=pong train.steps=2048" in card
+    assert "python -m lrp_compress.train game=pong train.steps=1024" in card
     assert "stable-baselines3 2." in card
     assert "random play -20.7, human 14.6" in card
     assert str(run_folder(folder) / "agent.safetensors") in printed
     assert not (run_folder(folder) / "stages" / "checkpoint.pt").exists()
 
 
-def test_repeated_it_says_that_it_is_done(killed_once: tuple[Path, str]):
-    assert "has finished before" in training(killed_once[0], "train.checkpoint_minutes=0")
+def test_repeated_it_says_that_it_is_done(killed_once: tuple[Path, str], forks: Forks):
+    assert "has finished before" in forks.run("lrp_compress.train", SMALL, killed_once[0]).stdout
     only_run(killed_once[0])
 
 

@@ -157,7 +157,23 @@ def test_export_compares_what_it_wrote(tmp_path: Path, play: NDArray[np.uint8]) 
         EXPORTS["onnx"].write(Deliverable(own, tmp_path / "float.onnx", play[32:], None), folder)
 
 
-def test_export_names_are_checked() -> None:
+def test_c_is_the_same_bit_by_bit(tmp_path: Path, play: NDArray[np.uint8]) -> None:
+    own = agent("policy")
+    save_int8(tmp_path / "int8.onnx", own, play[:32], True)
+    source = Int8Source(tmp_path / "int8.onnx", own, play[:32], True)
+    what = Deliverable(own, tmp_path / "float.onnx", play[32:], source)
+    deviations = EXPORTS["c"].write(what, tmp_path / "c")
+    assert deviations["int8"].max_difference == 0
+    assert {"policy.c", "policy.h", "main.c", "Makefile"} <= {file.name for file in (tmp_path / "c").iterdir()}
+
+
+def test_exports_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     check_exports(["onnx"], "none")
+    check_exports(["onnx", "c"], "int8")
     with pytest.raises(UserError, match=r"export=onx is unknown \(did you mean onnx\?\)"):
         check_exports(["onx"], "int8")
+    with pytest.raises(UserError, match="choose quantize=int8"):
+        check_exports(["c"], "none")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="make and cc"):
+        check_exports(["c"], "int8")

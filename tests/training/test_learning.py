@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from lrp_compress.training.algorithms import make_learner
 from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from lrp_compress.training.learning import agent_of, learn, make_envs
 from lrp_compress.training.policies import FastNatureCNN
+
+pytestmark = pytest.mark.xdist_group("learning")  # what its tests share is made once
 
 SMALL = {
     "ppo": ["++train.hyperparameters.n_steps=16", "++train.hyperparameters.batch_size=32"],
@@ -79,13 +82,26 @@ def test_features_are_those_of_stable_baselines3(dtype: torch.dtype):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-3 if dtype == torch.float32 else 0.1, atol=2.0)
 
 
-@pytest.mark.parametrize("algorithm", sorted(SMALL))
-def test_the_agent_computes_what_its_learner_does(algorithm: str, tmp_path: Path):
-    settings = config(algorithm)
-    agent = learn(settings, tmp_path / "checkpoint.pt", Tracker(), no_look)
+@dataclass(frozen=True)
+class Trained:
+    """A short training: its settings, its last checkpoint and the agent it gave."""
+
+    settings: TrainConfig
+    checkpoint: Path
+    agent: Agent
+
+
+@pytest.fixture(scope="module", params=sorted(SMALL))
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    settings, checkpoint = config(request.param), tmp_path_factory.mktemp("trained") / "checkpoint.pt"
+    return Trained(settings, checkpoint, learn(settings, checkpoint, Tracker(), no_look))
+
+
+def test_the_agent_computes_what_its_learner_does(trained: Trained):
+    settings, agent, algorithm = trained.settings, trained.agent, trained.settings.train.algorithm
     with contextlib.closing(make_envs(settings, 0)) as env:
         learner = make_learner(settings.train, env, "cpu", 0)
-        restore(learner, read_checkpoint(tmp_path / "checkpoint.pt") or {})
+        restore(learner, read_checkpoint(trained.checkpoint) or {})
     assert learner.num_timesteps == 256
     observations = pixels()
     with torch.no_grad():
@@ -101,14 +117,11 @@ def test_the_agent_computes_what_its_learner_does(algorithm: str, tmp_path: Path
     assert agent.info.lineage["steps"] == 256
 
 
-@pytest.mark.parametrize("algorithm", sorted(SMALL))
-def test_learning_changes_every_layer(algorithm: str, tmp_path: Path):
-    settings = config(algorithm)
-    with contextlib.closing(make_envs(settings, 0)) as env:
-        before = agent_of(make_learner(settings.train, env, "cpu", 0), settings)
-    after = learn(settings, tmp_path / "checkpoint.pt", Tracker(), no_look)
+def test_learning_changes_every_layer(trained: Trained):
+    with contextlib.closing(make_envs(trained.settings, 0)) as env:
+        before = agent_of(make_learner(trained.settings.train, env, "cpu", 0), trained.settings)
     for name, tensor in before.network.state_dict().items():
-        assert not torch.equal(tensor, after.network.state_dict()[name]), name
+        assert not torch.equal(tensor, trained.agent.network.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
@@ -147,14 +160,13 @@ def test_the_entropy_of_ppo_counts_less_and_less(tmp_path: Path):
     assert seen == pytest.approx([0.03, 0.02, 0.01, 0.0])
 
 
-def test_a_checkpoint_holds_everything(tmp_path: Path):
-    settings = config("dqn")
-    learn(settings, tmp_path / "one.pt", Tracker(), no_look)
-    with contextlib.closing(make_envs(settings, 0)) as env:
-        learner = make_learner(settings.train, env, "cpu", 0)
-        restore(learner, read_checkpoint(tmp_path / "one.pt") or {})
+@pytest.mark.parametrize("trained", ["dqn"], indirect=True)
+def test_a_checkpoint_holds_everything(trained: Trained, tmp_path: Path):
+    with contextlib.closing(make_envs(trained.settings, 0)) as env:
+        learner = make_learner(trained.settings.train, env, "cpu", 0)
+        restore(learner, read_checkpoint(trained.checkpoint) or {})
         save_checkpoint(tmp_path / "two.pt", learner, [1.0, 2.0])
-    one, two = (read_checkpoint(tmp_path / f"{name}.pt") or {} for name in ("one", "two"))
+    one, two = (read_checkpoint(path) or {} for path in (trained.checkpoint, tmp_path / "two.pt"))
     assert one["counters"] == two["counters"]
     assert two["returns"] == [1.0, 2.0]
     for part in ("policy", "replay"):
