@@ -7,6 +7,7 @@ metadata which game it plays. A dueling head is folded into a plain one first.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import tempfile
@@ -125,9 +126,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # untyped
 
 
 def _plain_copy(network: PolicyNetwork) -> PolicyNetwork:
-    copied = PolicyNetwork(network.widths, network.head_kind, network.actions)
-    copied.load_state_dict(network.state_dict())
-    return fold_dueling(copied).eval()
+    return fold_dueling(copy.deepcopy(network)).cpu().eval()
 
 
 def _traced(network: nn.Module, observations: Tensor) -> onnx.ModelProto:

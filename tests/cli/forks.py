@@ -6,6 +6,7 @@ module, run as a script, does them.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -14,6 +15,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from pathlib import Path
 
 from lrp_compress.cli import COMMANDS
@@ -59,19 +62,30 @@ def serve() -> None:
         pid = os.fork()
         if not pid:
             become(*json.loads(line))
-            return
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def become(module: str, arguments: list[str], folder: str, variables: dict[str, str], streams: str) -> None:
-    """Turn this process into a command's; it ends as the command does."""
+    """Turn this process into a command's; it ends with the command's exit code."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
     for number, file in enumerate((os.devnull, f"{streams}/out", f"{streams}/err")):
         os.dup2(os.open(file, os.O_RDWR | os.O_CREAT), number)
     sys.argv[1:] = arguments
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    code = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # ONNX Runtime's own end waits for a thread that no fork has
 
 
 if __name__ == "__main__":
