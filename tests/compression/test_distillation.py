@@ -25,8 +25,6 @@ from lrp_compress.compression.losses import LOSSES, hint_loss
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.config import DistillConfig, PruneConfig, RolloutsConfig
 
-pytestmark = pytest.mark.xdist_group("distillation")  # what its tests share is made once
-
 SAMPLE = ActionRule("sample", 0.0)
 WIDTHS = {"conv1": 8, "conv2": 12, "conv3": 12, "fc1": 48}
 
