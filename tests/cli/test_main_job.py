@@ -24,8 +24,6 @@ from tests.cli.forks import Forks
 
 MainJob = Callable[..., str]
 
-pytestmark = pytest.mark.xdist_group("main job")  # what its tests share is made once
-
 SMALL = [
     "game=breakout",
     "prune=linear",

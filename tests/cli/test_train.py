@@ -18,8 +18,6 @@ from lrp_compress.files import read_json
 from tests.cli.commands import Command, environment
 from tests.cli.forks import Forks
 
-pytestmark = pytest.mark.xdist_group("train")  # what its tests share is made once
-
 SMALL = [
     "game=pong",
     "train.steps=1024",

@@ -26,8 +26,6 @@ from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts
 from lrp_compress.search.trials import run_trials
 from tests.cli.commands import environment
 
-pytestmark = pytest.mark.xdist_group("studies")  # what its tests share is made once
-
 METRICS = {"student/return_kept": 0.8, "student/speedup": 2.0, "student/speedup_spread": 0.1}
 Ends = Callable[[int], dict[str, float]]
 

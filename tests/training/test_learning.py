@@ -24,8 +24,6 @@ from lrp_compress.training.checkpoint import read_checkpoint, restore, save_chec
 from lrp_compress.training.learning import agent_of, learn, make_envs
 from lrp_compress.training.policies import FastNatureCNN
 
-pytestmark = pytest.mark.xdist_group("learning")  # what its tests share is made once
-
 SMALL = {
     "ppo": ["++train.hyperparameters.n_steps=16", "++train.hyperparameters.batch_size=32"],
     "dqn": ["++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"],
