@@ -109,10 +109,11 @@ def test_workers_share_a_study_and_one_is_killed(databases: str, mlflow_server: 
 
 
 def begun(storage: str, pid: str) -> bool:
-    """Whether a worker is running a trial."""
+    """Whether a worker is running a trial that has values, which can be queued again."""
     try:
         study = optuna.load_study(study_name="breakout-smoke", storage=storage)
     except Exception:  # the workers are still making the database
         return False
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    return any(trial.user_attrs.get("owner", {}).get("pid") == pid for trial in running)
+    own = [trial for trial in running if trial.user_attrs.get("owner", {}).get("pid") == pid]
+    return any(trial.params or "fixed_params" in trial.system_attrs for trial in own)
