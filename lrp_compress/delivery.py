@@ -158,7 +158,7 @@ class Delivery:
             self._stage.tracker.metrics(values, progress.samples // how.batch_size)
 
         def make() -> Agent:
-            logger.info("int8 plays worse than float32; it is distilled for int8 with %d samples", wanted.samples)
+            logger.info("the student is distilled for int8 with %d samples", wanted.samples)
             result = distill(
                 quantization_aware(student.network),
                 {} if student.network.head_kind == "dueling" else student.info.kept,

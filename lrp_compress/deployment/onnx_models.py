@@ -7,7 +7,6 @@ metadata which game it plays. A dueling head is folded into a plain one first.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import logging
 import tempfile
@@ -18,34 +17,19 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import Tensor, nn
 
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.networks import STACK, PolicyNetwork, fold_dueling
+from lrp_compress.agents.networks import CONV_GEOMETRY, STACK, PolicyNetwork, fold_dueling
 from lrp_compress.deployment.onnx_sessions import INPUT, OUTPUT
 from lrp_compress.files import atomic_path
 
-OPSET = 20
+OPSET, IR_VERSION = 20, 9  # of the same release of ONNX, 1.15
 WHITE = 255  # the brightest pixel, which is 1.0 to the network
-
-
-class _OfPixels(nn.Module):
-    """The network from pixels 0 to 255: the division moves into conv1's weights, which is free when it runs."""
-
-    def __init__(self, network: PolicyNetwork) -> None:
-        super().__init__()
-        self.network = network
-        with torch.no_grad():
-            network.conv1.weight.div_(WHITE)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.network(observations.float())  # type: ignore[no-any-return]
 
 
 def save_float(path: Path, agent: Agent) -> None:
@@ -58,8 +42,7 @@ def save_float(path: Path, agent: Agent) -> None:
     agent : Agent
         Its network is left untouched.
     """
-    observations = torch.zeros(2, STACK, 84, 84, dtype=torch.uint8)
-    _save(path, _traced(_OfPixels(_plain_copy(agent.network)), observations), agent, "float32")
+    _save(path, _float_model(fold_dueling(agent.network), of_pixels=True), agent, "float32")
 
 
 def save_int8(
@@ -86,7 +69,7 @@ def save_int8(
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
         plain, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
-        onnx.save(_traced(_plain_copy(agent.network), torch.zeros(2, STACK, 84, 84)), plain)
+        onnx.save(_float_model(fold_dueling(agent.network), of_pixels=False), plain)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
@@ -125,35 +108,36 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # untyped
         return next(self._frames, None)
 
 
-def _plain_copy(network: PolicyNetwork) -> PolicyNetwork:
-    return fold_dueling(copy.deepcopy(network)).cpu().eval()
+def _float_model(network: PolicyNetwork, of_pixels: bool) -> onnx.ModelProto:
+    """Write a network down as a graph: from uint8 pixels, or from floats in [0, 1] as quantisation wants them.
 
-
-def _traced(network: nn.Module, observations: Tensor) -> onnx.ModelProto:
-    with _quiet():
-        program = torch.onnx.export(
-            network,
-            (observations,),
-            dynamo=True,
-            external_data=False,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-    assert program is not None
-    model: onnx.ModelProto = program.model_proto
-    for part in (
-        model,
-        model.graph,
-        *model.graph.node,
-        *model.graph.input,
-        *model.graph.output,
-        *model.graph.value_info,
-    ):
-        part.ClearField("metadata_props")  # where in which source file a node comes from
-    return model
+    With pixels the division by 255 is part of conv1's weights, where it costs nothing when it runs.
+    """
+    weights = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
+    nodes, values = [], INPUT
+    if of_pixels:
+        weights["conv1.weight"] = weights["conv1.weight"] / np.float32(WHITE)
+        nodes.append(helper.make_node("Cast", [INPUT], ["pixels"], to=TensorProto.FLOAT))
+        values = "pixels"
+    for name in (*CONV_GEOMETRY, *network.dense_layers, "head"):
+        inputs, output = [values, f"{name}.weight", f"{name}.bias"], OUTPUT if name == "head" else name
+        if name in CONV_GEOMETRY:
+            nodes.append(helper.make_node("Conv", inputs, [output], name, strides=[CONV_GEOMETRY[name][1]] * 2))
+        else:
+            nodes.append(helper.make_node("Gemm", inputs, [output], name, transB=1))
+        if name != "head":
+            values = f"{name}_relu"
+            nodes.append(helper.make_node("Relu", [output], [values]))
+        if name == "conv3":
+            nodes.append(helper.make_node("Reshape", [values, "flat"], ["features"]))
+            values = "features"
+    tensors = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights.items()]
+    tensors.append(numpy_helper.from_array(np.array([0, -1]), "flat"))  # 0: as many as come in
+    kind = TensorProto.UINT8 if of_pixels else TensorProto.FLOAT
+    observations = helper.make_tensor_value_info(INPUT, kind, ["batch", STACK, 84, 84])
+    outputs = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", network.actions])
+    graph = helper.make_graph(nodes, "policy", [observations], [outputs], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
 def _take_pixels(graph: onnx.GraphProto) -> None:
