@@ -113,7 +113,9 @@ def file_table(metrics: Mapping[str, float | None], confidence: float) -> Table:
     rich.table.Table
         Fits a terminal of 80 columns.
     """
-    heads = {"teacher": "teacher", "student": "student", "int8": "student in int8"}
+    heads = {"teacher": "teacher", "student": "student"}
+    if any(name.startswith("int8/") for name in metrics):
+        heads["int8"] = "student in int8"
     return _table(metrics, "as files, in ONNX Runtime", confidence, heads, (FILE_ROWS, FILE_RATIO_ROWS))
 
 

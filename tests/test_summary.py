@@ -127,3 +127,9 @@ def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None
     assert not any("…" in line for line in lines)
     for files in (False, True):
         assert cells(large, "95 % interval", files) == [interval] * 3
+
+
+def test_without_an_int8_file_there_is_no_column_for_it() -> None:
+    metrics = {name: value for name, value in METRICS.items() if not name.startswith("int8/")}
+    assert cells(metrics, "return kept", files=True) == [DASH, "98.8 %"]
+    assert "int8" not in "".join(printed(metrics, files=True))
