@@ -16,10 +16,11 @@ from lrp_compress.atari.recording import record_play
 from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.config import Config
-from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips, side_by_side_video
+from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips
 from lrp_compress.files import read_json
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
+from lrp_compress.videos import side_by_side_video
 
 STUDENT = "student.safetensors"
 MOMENTS = 6  # rows of the relevance maps

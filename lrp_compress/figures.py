@@ -1,4 +1,4 @@
-"""Figures of a run, as PNG files, and a video of play: relevance maps, channel scores, distillation and returns.
+"""Figures of a run, as PNG files: relevance maps, channel scores, distillation and returns.
 
 Matplotlib's objects are used directly: no pyplot, so no global state and no display.
 """
@@ -17,7 +17,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from lrp_compress.atari.evaluation import Evaluation
@@ -25,8 +24,6 @@ from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.files import atomic_path
 
 DPI = 150
-VIDEO_ZOOM, VIDEO_MARGIN = 3, 4  # times; pixels of the game
-FRAME_MS = 67  # an agent step: 4 of 60 frames a second
 KEPT, REMOVED, ACCENT = "#2b5c8a", "#c9c9c9", "#c0392b"
 SIGNED = LinearSegmentedColormap.from_list("relevance", ["#1f4fd8", "#ffffff", "#d81f2a"])
 
@@ -107,7 +104,7 @@ def relevance_maps(path: Path, frames: Tensor, teacher: Tensor, student: Tensor,
             signed = _array(values) / (scale or 1)
             heat.imshow(signed, cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
             heat.set_xlabel(f"scale ±{scale:.2g}", fontsize=8)
-            overlay.imshow(_overlay(grey, signed), interpolation="nearest")
+            overlay.imshow(lay_over(grey, signed), interpolation="nearest")
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -245,78 +242,21 @@ def return_strips(path: Path, evaluations: Mapping[str, Evaluation]) -> Path:
     return _write(figure, path)
 
 
-def side_by_side_video(path: Path, plays: Sequence[NDArray[np.uint8]]) -> Path:
-    """Write agents' play side by side as an animated GIF, at the speed of the game.
+def lay_over(grey: NDArray[Any], signed: NDArray[Any]) -> NDArray[Any]:
+    """Lay a map over a grey frame; the opacity grows with the relevance's magnitude.
 
     Parameters
     ----------
-    path : Path
-        The GIF to write.
-    plays : sequence of ndarray of uint8, each of shape (T, 84, 84)
-        Frames per agent, left to right; one that ends early stands still on its last frame.
+    grey : ndarray of float, shape (84, 84)
+        In [0, 1].
+    signed : ndarray of float, shape (84, 84)
+        In [-1, 1].
 
     Returns
     -------
-    Path
-        `path`.
+    ndarray of float, shape (84, 84, 3)
+        In [0, 1].
     """
-    length = max(len(frames) for frames in plays)
-    lined_up = [np.concatenate([frames, frames[-1:].repeat(length - len(frames), axis=0)]) for frames in plays]
-    return write_video(path, _beside(lined_up))
-
-
-def relevance_pictures(frames: NDArray[np.uint8], maps: Tensor) -> NDArray[np.uint8]:
-    """Draw play with its relevance laid over it beside it.
-
-    Parameters
-    ----------
-    frames : ndarray of uint8, shape (T, 84, 84)
-        The play.
-    maps : Tensor, shape (T, 84, 84)
-        Heat maps; full colour is the 99.9 % quantile of all magnitudes, so that moments compare.
-
-    Returns
-    -------
-    ndarray of uint8, shape (T, height, width, 3)
-        The pictures.
-    """
-    values = _array(maps)
-    signed = np.clip(values / (np.quantile(np.abs(values), 0.999) or 1), -1, 1)
-    overlaid = np.stack([_overlay(frame / 255, own) for frame, own in zip(frames, signed, strict=True)])
-    plain = np.repeat(frames[..., None], 3, axis=3)
-    return _beside([plain, (overlaid * 255).astype(np.uint8)])
-
-
-def _beside(lined_up: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Put plays of the same length and kind, grey (T, 84, 84) or coloured (T, 84, 84, 3), beside each other."""
-    margin = np.full((*lined_up[0].shape[:2], VIDEO_MARGIN, *lined_up[0].shape[3:]), 255, dtype=np.uint8)
-    columns = [part for frames in lined_up for part in (margin, frames)][1:]
-    return np.concatenate(columns, axis=2).repeat(VIDEO_ZOOM, axis=1).repeat(VIDEO_ZOOM, axis=2)
-
-
-def write_video(path: Path, pictures: NDArray[np.uint8]) -> Path:
-    """Write pictures as an animated GIF, at the speed of the game.
-
-    Parameters
-    ----------
-    path : Path
-        The GIF to write.
-    pictures : ndarray of uint8, shape (T, height, width) or (T, height, width, 3)
-        One for each agent step.
-
-    Returns
-    -------
-    Path
-        `path`.
-    """
-    first, *others = (Image.fromarray(picture) for picture in pictures)
-    with atomic_path(path) as temporary:
-        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
-    return path
-
-
-def _overlay(grey: NDArray[Any], signed: NDArray[Any]) -> NDArray[Any]:
-    """Lay a map in [-1, 1] over a grey frame in [0, 1]; the opacity grows with the relevance's magnitude."""
     opacity = 0.8 * np.abs(signed)[..., None]  # below 1, so that the frame's objects stay visible
     colour = SIGNED(np.where(signed < 0, 0.0, 1.0))[..., :3]
     overlaid: NDArray[Any] = (1 - opacity) * grey[..., None] + opacity * colour

@@ -31,10 +31,17 @@ def agent_metrics(
     ----------
     agents : mapping of str to Agent
         Those with a network; ``int8`` has none.
-    evaluations, starts : mapping
+    evaluations : mapping of str to Evaluation
         By the agents' names.
     latencies : mapping of str to Latency
         By the agents' names in ONNX Runtime, by ``torch_`` and their names in PyTorch.
+    starts : mapping of str to ColdStart
+        By the agents' names.
+
+    Returns
+    -------
+    dict of str to float
+        ``teacher/return_mean`` and so on: points, bytes, milliseconds, shares.
     """
     values: dict[str, float] = {}
     for name, agent in agents.items():

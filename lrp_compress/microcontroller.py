@@ -27,12 +27,12 @@ from lrp_compress.deployment.integer_layers import read_int8
 from lrp_compress.deployment.latency import DEADLINES_HZ
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError, unknown_name
-from lrp_compress.figures import side_by_side_video
 from lrp_compress.files import file_digest
 from lrp_compress.resume import run_once
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.runs import check_store, training_view
 from lrp_compress.tracking.tracker import Tracker
+from lrp_compress.videos import side_by_side_video
 
 BUILD = "build"
 VIDEO = "play.gif"

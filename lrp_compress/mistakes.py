@@ -64,7 +64,11 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
     if isinstance(error, OmegaConfBaseException):
         text = omegaconf_message(error)
     elif isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        text = f"{text.removeprefix('Error merging override ')}: {str(cause).splitlines()[0]}"
+        given = text.removeprefix("Error merging override ")
+        if "is not a ListConfig" in str(cause):
+            key, _, value = given.partition("=")
+            return f"{given} is not a list; write '{key}=[{value}]'"
+        text = f"{given}: {str(cause).splitlines()[0]}"
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 

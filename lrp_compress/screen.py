@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lrp_compress.figures import FRAME_MS
+from lrp_compress.videos import FRAME_MS
 
 DPI = 100
 

@@ -16,9 +16,9 @@ from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.composites import COMPOSITES
 from lrp_compress.config import PlayConfig
 from lrp_compress.errors import UserError
-from lrp_compress.figures import relevance_pictures, write_video
 from lrp_compress.screen import has_screen, show
 from lrp_compress.seeding import stage_seed
+from lrp_compress.videos import relevance_pictures, write_video
 
 STEPS_PER_SECOND = 15  # four of sixty frames each
 VIDEO = "play.gif"

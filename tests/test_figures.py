@@ -20,8 +20,8 @@ from lrp_compress.figures import (
     relevance_bars,
     relevance_maps,
     return_strips,
-    side_by_side_video,
 )
+from lrp_compress.videos import side_by_side_video
 
 SCORES = ChannelScores(
     {"conv1": torch.rand(32, generator=torch.Generator().manual_seed(0)) / 16, "fc1": torch.arange(512.0) / 130816},

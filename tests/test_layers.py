@@ -23,6 +23,7 @@ FLOORS = [
     [
         *(
             "figures",
+            "videos",
             "screen",
             "summary",
             "resume",

@@ -115,7 +115,8 @@ def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
     Raises
     ------
     UserError
-        If the float32 file differs from its network by more than rounding, or the two int8 files from each other.
+        If the float32 file differs from its network by more than rounding. How far the int8 files are from theirs is
+        in the deviations, to be judged by the return that they keep.
     """
     deviations = {"float32": _compared(_copied(what.float_file, folder / "student.onnx"), what.agent, what.held_out)}
     largest = float(batched_outputs(what.agent.network, torch.from_numpy(what.held_out)).abs().max())

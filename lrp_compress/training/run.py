@@ -19,7 +19,7 @@ from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation,
 from lrp_compress.atari.recording import record_play
 from lrp_compress.config import TrainConfig
 from lrp_compress.errors import UserError
-from lrp_compress.figures import return_strips, side_by_side_video
+from lrp_compress.figures import return_strips
 from lrp_compress.files import stored
 from lrp_compress.resume import STAGES, run_once
 from lrp_compress.seeding import stage_seed
@@ -28,6 +28,7 @@ from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import make_learner
 from lrp_compress.training.card import write_card
 from lrp_compress.training.learning import learn, make_envs
+from lrp_compress.videos import side_by_side_video
 
 VIDEO_STEPS = 1800  # two minutes at most
 DEVICES = ("cpu", "cuda")

@@ -17,6 +17,10 @@ from tests.cli.commands import Command
 
 # What was typed, and what the line must hold.
 MISTAKES = {
+    "game=breakout export=onnx": ["export=onnx is not a list; write 'export=[onnx]'"],
+    "game=breakout export=[onx]": ["export=onx is unknown (did you mean onnx?)"],
+    "game=breakout export=[c] quantize=none": ["export=c is made of the int8 file; choose quantize=int8"],
+    "game=breakout prune.round_to=8": ["prune.round_to=8 is unknown; choose from: cortex_m, desktop, none"],
     "": ["no game was chosen", "game=breakout", "seaquest"],
     "game=brekout": ["game=brekout", "did you mean breakout?", "seaquest"],
     "game=breakout game=pong": ["game is chosen more than once"],
