@@ -64,12 +64,15 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
     if isinstance(error, OmegaConfBaseException):
         text = omegaconf_message(error)
     elif isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        given = text.removeprefix("Error merging override ")
-        if "is not a ListConfig" in str(cause):
-            key, _, value = given.partition("=")
-            return f"{given} is not a list; write '{key}=[{value}]'"
-        text = f"{given}: {str(cause).splitlines()[0]}"
+        text = _refused(text.removeprefix("Error merging override "), str(cause))
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _refused(given: str, why: str) -> str:
+    if "is not a ListConfig" in why:
+        key, _, value = given.partition("=")
+        return f"{given} is not a list; write '{key}=[{value}]'"
+    return f"{given}: {why.splitlines()[0]}"
 
 
 def _unknown(key: str, schema: type[RootConfig]) -> str:
