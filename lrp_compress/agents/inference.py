@@ -64,7 +64,9 @@ def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Te
     -------
     Tensor of `dtype`, shape (N, channels, 20, 20)
     """
-    return functional.conv2d(_blocks(observations).to(dtype), _block_weight(conv1.weight) / 255, conv1.bias)
+    # by way of int16: PyTorch converts uint8 to bfloat16 one element at a time, these two steps are vectorised
+    blocks = _blocks(observations).to(torch.int16).to(dtype)
+    return functional.conv2d(blocks, _block_weight(conv1.weight) / 255, conv1.bias)
 
 
 def _blocks(observations: Tensor) -> Tensor:

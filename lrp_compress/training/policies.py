@@ -32,7 +32,8 @@ class FastNatureCNN(NatureCNN):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Compute features, float32 (N, 512), from pixels in [0, 255], shape (N, 4, 84, 84), of any type."""
-        pixels = observations.to(torch.uint8)  # policies hand them over as floats
+        # policies hand them over as floats; the way over int16 takes less than half the time
+        pixels = observations.to(torch.int16).to(torch.uint8)
         with mixed_precision(pixels.device, self._dtype):
             conv1 = cast(nn.Conv2d, self.cnn[0])
             features: Tensor = self.linear(self.cnn[1:](fast_conv1(conv1, pixels, self._dtype)))
