@@ -40,13 +40,17 @@ FLOORS = [
     ["mistakes", "cli", "__main__", "train", "play", "firmware", "report"],
 ]
 ONLY_IMPORTER = {
+    "ai_edge_litert": "deployment.converters",
     "ale_py": "atari.envs",
+    "executorch": "deployment.converters",
     "huggingface_hub": "agents.sources",
+    "litert_torch": "deployment.converters",
     "mlflow": "tracking",
     "onnx": "deployment",
     "optuna": "search",
     "sb3_contrib": "training",
     "stable_baselines3": "training",
+    "torchao": "deployment.converters",
     "torch_pruning": "compression.pruning",
     "zennit": "compression.attribution",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.deployment.c_source import example_outputs, export_c
+from lrp_compress.deployment.converters import executorch_outputs, litert_outputs, save_executorch, save_litert
 from lrp_compress.deployment.deviation import Deviation, deviation
 from lrp_compress.deployment.onnx_models import save_int8
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
@@ -81,11 +85,14 @@ class ExportTarget:
         Whether it can be made of an int8 file only.
     tools : tuple of str
         Programs that it needs.
+    module : str
+        Python module that it needs, installed by the extra of the format's name; empty if none.
     """
 
     write: Callable[[Deliverable, Path], dict[str, Deviation]]
     needs_int8: bool = False
     tools: tuple[str, ...] = ()
+    module: str = ""
 
 
 EXPORTS: Registry[ExportTarget] = Registry("export")
@@ -107,6 +114,8 @@ def check_exports(names: list[str], quantize: str) -> None:
             )
         if missing := [tool for tool in target.tools if shutil.which(tool) is None]:
             raise UserError(f"export={name} needs {' and '.join(missing)}, e.g. from: apt-get install gcc make")
+        if target.module and importlib.util.find_spec(target.module) is None:
+            raise UserError(f"export={name} needs {target.module}: pip install 'lrp_compress[{name}]'")
 
 
 def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
@@ -118,19 +127,14 @@ def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
         If the float32 file differs from its network by more than rounding. How far the int8 files are from theirs is
         in the deviations, to be judged by the return that they keep.
     """
-    deviations = {"float32": _compared(_copied(what.float_file, folder / "student.onnx"), what.agent, what.held_out)}
-    largest = float(batched_outputs(what.agent.network, torch.from_numpy(what.held_out)).abs().max())
-    if deviations["float32"].max_difference > TOLERANCE * max(largest, 1.0):
-        raise UserError(
-            f"export=onnx: an output of {folder / 'student.onnx'} differs from the network's by "
-            f"{deviations['float32'].max_difference:g}, more than rounding does; try other versions of torch and onnx"
-        )
+    path = _copied(what.float_file, folder / "student.onnx")
+    deviations = {"float32": _equal("onnx", path, OnnxPolicy(path).outputs(what.held_out), what)}
     if (source := what.int8) is not None:
         operators = _copied(source.path, folder / "student-int8.onnx")
         pairs = folder / "student-int8-qdq.onnx"
         save_int8(pairs, source.agent, source.calibration, source.per_channel, operators=False)
-        deviations["int8"] = _compared(operators, source.agent, what.held_out)
-        deviations["int8_qdq"] = _compared(pairs, source.agent, what.held_out)
+        for name, file in (("int8", operators), ("int8_qdq", pairs)):
+            deviations[name] = _compared(OnnxPolicy(file).outputs(what.held_out), source.agent, what)
     return deviations
 
 
@@ -154,8 +158,50 @@ def export_c_code(what: Deliverable, folder: Path) -> dict[str, Deviation]:
     return {"int8": found}
 
 
+def converter(
+    name: str,
+    suffix: str,
+    save: Callable[[Path, PolicyNetwork, NDArray[np.uint8] | None], None],
+    outputs: Callable[[Path, NDArray[np.uint8]], Tensor],
+) -> Callable[[Deliverable, Path], dict[str, Deviation]]:
+    """Make the function that writes a format by its own converter, in float32 and, where int8 is wanted, in int8.
+
+    Parameters
+    ----------
+    name, suffix : str
+        Of the format and its files.
+    save : callable
+        Writes a network; in int8 where it is given calibration states.
+    outputs : callable
+        Runs a file on observations.
+
+    Returns
+    -------
+    callable
+        Raises UserError if the float32 file differs from its network by more than rounding.
+    """
+
+    def write(what: Deliverable, folder: Path) -> dict[str, Deviation]:
+        path = folder / f"student.{suffix}"
+        save(path, what.agent.network, None)
+        deviations = {"float32": _equal(name, path, outputs(path, what.held_out), what)}
+        if (source := what.int8) is not None:
+            path = folder / f"student-int8.{suffix}"
+            save(path, source.agent.network, source.calibration)
+            deviations["int8"] = _compared(outputs(path, what.held_out), source.agent, what)
+        return deviations
+
+    return write
+
+
 EXPORTS.register("onnx")(ExportTarget(export_onnx))
 EXPORTS.register("c")(ExportTarget(export_c_code, needs_int8=True, tools=("make", "cc")))
+EXPORTS.register("litert")(
+    ExportTarget(converter("litert", "tflite", save_litert, litert_outputs), module="litert_torch")
+)
+EXPORTS.register("executorch")(
+    ExportTarget(converter("executorch", "pte", save_executorch, executorch_outputs), module="executorch")
+)
 
 
 def _copied(source: Path, path: Path) -> Path:
@@ -164,6 +210,15 @@ def _copied(source: Path, path: Path) -> Path:
     return path
 
 
-def _compared(path: Path, agent: Agent, observations: NDArray[np.uint8]) -> Deviation:
-    reference = batched_outputs(agent.network, torch.from_numpy(observations))
-    return deviation(OnnxPolicy(path).outputs(observations), reference)
+def _compared(outputs: Tensor, agent: Agent, what: Deliverable) -> Deviation:
+    return deviation(outputs, batched_outputs(agent.network, torch.from_numpy(what.held_out)))
+
+
+def _equal(name: str, path: Path, outputs: Tensor, what: Deliverable) -> Deviation:
+    found = _compared(outputs, what.agent, what)
+    if found.max_difference > TOLERANCE * max(float(outputs.abs().max()), 1.0):
+        raise UserError(
+            f"export={name}: an output of {path} differs from the network's by {found.max_difference:g}, more than "
+            f"rounding does; try other versions of torch and of the converter"
+        )
+    return found
