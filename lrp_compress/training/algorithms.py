@@ -33,6 +33,7 @@ TAKEN = {
     *("policy", "env", "device", "seed", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs"),
     *("optimize_memory_usage", "tensorboard_log", "verbose", "_init_setup_model"),
 }
+QUANTILES = "n_quantiles"  # of QR-DQN, which takes it as an argument of its policy
 ALGORITHMS: Registry[type[BaseAlgorithm]] = Registry("algorithm")
 ALGORITHMS.register("dqn")(DQN)  # Mnih et al. 2015
 ALGORITHMS.register("qrdqn")(QRDQN)  # Dabney et al. 2018
@@ -89,6 +90,8 @@ def make_learner(config: LearnerConfig, env: AtariVecEnv, device: str, seed: int
         "normalize_images": False,
         "optimizer_kwargs": {"eps": config.adam_epsilon, "fused": True},
     }
+    if QUANTILES in arguments:
+        network[QUANTILES] = arguments.pop(QUANTILES)
     try:
         learner = algorithm("CnnPolicy", env, policy_kwargs=network, device=device, seed=seed, **arguments)
     except (AssertionError, TypeError, ValueError) as error:
@@ -107,7 +110,10 @@ def hyperparameters(config: LearnerConfig) -> dict[str, Any]:
     UserError
         If the class has no such argument, or a value is no number.
     """
-    known = set(inspect.signature(ALGORITHMS[config.algorithm]).parameters) - TAKEN
+    algorithm = ALGORITHMS[config.algorithm]
+    known = set(inspect.signature(algorithm).parameters) - TAKEN
+    if issubclass(algorithm, QRDQN):
+        known.add(QUANTILES)
     for name in config.hyperparameters:
         if name not in known:
             raise unknown_name("train.hyperparameters", name, known)
