@@ -58,7 +58,7 @@ def front_chart(
         With the teacher as a cross, and an interval at every point.
     """
     figure, axis = chart(6.4, 4.2)
-    points = [(group.mean(metric), group.kept, group.kept_low, group.kept_high) for group in groups]
+    points = [(group.mean(metric), group.kept.mean, group.kept.low, group.kept.high) for group in groups]
     points = [point for point in points if np.isfinite(point).all()]
     on_front = [_on_front(point, points, maximize, floor) for point in points]
     for point, front in sorted(zip(points, on_front, strict=True), key=lambda pair: pair[1]):
@@ -113,10 +113,10 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
     names = list(dict.fromkeys(group.records[0].criterion for group in groups))
     beside = len(names) == len(groups)
     for i, name in enumerate(names):
-        own = [group for group in groups if group.records[0].criterion == name and np.isfinite(group.kept)]
+        own = [group for group in groups if group.records[0].criterion == name and np.isfinite(group.kept.mean)]
         own.sort(key=lambda group: group.mean("student/params_kept"))
         x = [float(i) if beside else group.mean("student/params_kept") for group in own]
-        middle, low, high = ([getattr(group, key) for group in own] for key in ("kept", "kept_low", "kept_high"))
+        middle, low, high = ([getattr(group.kept, key) for group in own] for key in ("mean", "low", "high"))
         colour = COLOURS[i % len(COLOURS)]
         axis.plot(x, middle, "o-" if joined else "o", color=colour, markersize=5, label=name)
         if joined and len(own) > 1:
@@ -130,7 +130,29 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
     else:
         axis.set_xlabel("parameters kept")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _kept_axis(axis)
+    return figure
+
+
+def ladder_chart(groups: Sequence[Group]) -> Figure:
+    """Draw the return that int8 files keep against how many times fewer bytes they are than the teacher in float32.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+        All with int8 files.
+    """
+    figure, axis = chart(6.4, 3.6)
+    ladder = sorted((group.mean("int8/compression"), group.int8_kept) for group in groups if group.int8_kept)
+    for smaller, kept in ladder:
+        axis.plot([smaller, smaller], [kept.low, kept.high], color=KEPT, linewidth=1.2, alpha=0.8)
+    axis.plot([x for x, _ in ladder], [kept.mean for _, kept in ladder], "o-", color=KEPT, markersize=6)
+    axis.axhline(1, color="black", linewidth=0.7, linestyle=":")
+    axis.set_xscale("log")
+    axis.set_xticks([x for x, _ in ladder], labels=[f"{x:,.0f}" for x, _ in ladder])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xlabel("times fewer bytes: int8 file against the teacher in float32")
     _kept_axis(axis)
     return figure
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from lrp_compress.errors import UserError
 from lrp_compress.files import atomic_path
-from lrp_compress.reporting.charts import as_svg, criteria_chart, front_chart, widths_chart
+from lrp_compress.reporting.charts import as_svg, criteria_chart, front_chart, ladder_chart, widths_chart
 from lrp_compress.reporting.collections import Collection
-from lrp_compress.reporting.records import Group, Record, as_rows, differing, group_seeds
+from lrp_compress.reporting.records import Group, Kept, Record, as_rows, differing, group_seeds
 from lrp_compress.search.charts import hypervolume_chart, importance_chart
 from lrp_compress.search.studies import SETTINGS, Study
 
@@ -98,6 +98,7 @@ def render(collection: Collection) -> str:
     sections = [
         *([_confirmed(front)] if front else []),
         _fronts(groups, floor, [one["metrics"] for one in front if one["on_front"]]),
+        _ladder(groups),
         _table(groups, differing(records)),
         *([_progress(study)] if study else []),
         _criteria(groups, joined=study is None),
@@ -205,10 +206,9 @@ def _table(groups: Sequence[Group], names: Sequence[str]) -> Section:
     rows = []
     for group in groups:
         first = group.records[0]
-        cells = [first.folder.name.rpartition("-s")[0] or first.folder.name]
-        cells.append(", ".join(str(record.seed) for record in group.records))
+        cells = _identity(group)
         cells += [f"{group.mean(f'{agent}/return_mean'):,.1f}" for agent in ("teacher", "student")]
-        cells += [f"{group.kept:.1%}", f"{group.kept_low:.1%} to {group.kept_high:.1%}"]
+        cells += _interval(group.kept)
         cells += [f"{group.mean('student/params_kept'):.1%}", f"{group.mean('student/size_bytes') / 1000:,.0f}"]
         cells.append(f"{group.mean('student/speedup'):.2f}")
         rows.append([*cells, *(_plain(first.settings.get(name)) for name in names)])
@@ -216,6 +216,33 @@ def _table(groups: Sequence[Group], names: Sequence[str]) -> Section:
         "Runs that differ in nothing but their seed are one row, with means; all metrics of every run are in the CSV."
     )
     return Section("All runs", note, header=header, rows=rows)
+
+
+def _ladder(groups: Sequence[Group]) -> Section:
+    """Show the int8 files, the largest first."""
+    own = [(group, group.int8_kept) for group in groups if group.int8_kept is not None]
+    own.sort(key=lambda pair: -pair[0].mean("int8/size_bytes"))
+    header = ["run", "seeds", "widths", "bytes", "times smaller", "return", "return kept", "95 % interval", "speedup"]
+    rows = []
+    for group, kept in own:
+        cells = [*_identity(group), " ".join(str(width) for width in group.records[0].widths.values())]
+        cells += [f"{group.mean('int8/size_bytes'):,.0f}", f"{group.mean('int8/compression'):,.1f}"]
+        cells += [f"{group.mean('int8/return_mean'):,.1f}", *_interval(kept), f"{group.mean('int8/speedup'):.2f}"]
+        rows.append(cells)
+    note = "The files that go on a device, played themselves in ONNX Runtime; against the teacher in float32."
+    sizes = {group.mean("int8/size_bytes") for group, _ in own}
+    caption = "Return kept by the int8 files, with 95 % intervals."
+    charts = [_chart(ladder_chart([group for group, _ in own]), caption)] if len(sizes) > 1 else []
+    return Section("In int8", note, charts, header, rows)
+
+
+def _identity(group: Group) -> list[str]:
+    folder = group.records[0].folder.name
+    return [folder.rpartition("-s")[0] or folder, ", ".join(str(record.seed) for record in group.records)]
+
+
+def _interval(kept: Kept) -> list[str]:
+    return [f"{kept.mean:.1%}", f"{kept.low:.1%} to {kept.high:.1%}"]
 
 
 def _plain(value: Any) -> str:

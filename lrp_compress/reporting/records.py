@@ -38,7 +38,7 @@ class Record:
     metrics : dict of str to float
         Its final metrics.
     returns : dict of str to ndarray of float
-        Episodic returns of ``teacher`` and ``student``.
+        Episodic returns of ``teacher``, ``student`` and, where there is one, its ``int8`` file.
     widths, teacher_widths : dict of str to int
         Channels per hidden layer of student and teacher.
     """
@@ -62,6 +62,24 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Share of the teacher's return that an agent keeps over some runs; nan where the game has no published scores.
+
+    Attributes
+    ----------
+    mean : float
+        Over the runs.
+    low, high : float
+        The percentile bootstrap interval from resampling every run's episodes, the teacher's and the agent's. Seeds are
+        not resampled: a handful of them would not tell how much they differ.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs that differ in nothing but their seed.
 
@@ -69,15 +87,15 @@ class Group:
     ----------
     records : list of Record
         In the order of their seeds.
-    kept, kept_low, kept_high : float
-        Mean of their return kept, and the percentile bootstrap interval from resampling every run's episodes, the
-        teacher's and the student's. Seeds are not resampled: a handful of them would not tell how much they differ.
+    kept : Kept
+        By their students.
+    int8_kept : Kept or None
+        By the students' int8 files; none if a run has no such file.
     """
 
     records: list[Record]
-    kept: float
-    kept_low: float
-    kept_high: float
+    kept: Kept
+    int8_kept: Kept | None
 
     def mean(self, metric: str) -> float:
         """Mean of a metric over the runs; nan where one has none."""
@@ -135,8 +153,10 @@ def _read(folder: Path) -> Record | None:
         settings = dict(_leaves(recorded, ""))
         settings["game.name"], settings["seed"], settings["criterion.name"]  # what all records have
         stages = folder / STAGES
-        names = ("teacher", "student")
-        returns = {name: load_evaluation(stages / f"evaluation-{name}.json").returns for name in names}
+        files = {"teacher": "teacher", "student": "student"}
+        if "int8/return_mean" in metrics:
+            files["int8"] = "int8-distilled" if metrics["int8/distilled"] else "int8"
+        returns = {name: load_evaluation(stages / f"evaluation-{own}.json").returns for name, own in files.items()}
         last = max(stages.glob("step-*"), key=lambda step: int(step.name.removeprefix("step-")))
         kept = read_json(last / "plan.json")["keep"]
         scores = read_json(stages / "step-1" / "scores.json")["scores"]
@@ -148,18 +168,25 @@ def _read(folder: Path) -> Record | None:
 
 
 def _group(records: list[Record]) -> Group:
-    values = [record.metrics["student/return_kept"] for record in records if "student/return_kept" in record.metrics]
+    has_int8 = all("int8" in record.returns for record in records)
+    return Group(records, _kept(records, "student"), _kept(records, "int8") if has_int8 else None)
+
+
+def _kept(records: list[Record], agent: str) -> Kept:
+    name = f"{agent}/return_kept"
+    values = [record.metrics[name] for record in records if name in record.metrics]
     if len(values) < len(records):  # a game without a published random score
-        return Group(records, np.nan, np.nan, np.nan)
+        return Kept(np.nan, np.nan, np.nan)
     rng = np.random.default_rng(0)  # one for all, since runs resampled alike would seem to vary together
-    low, high = np.quantile(np.mean([_kept_samples(record, rng) for record in records], axis=0), [0.025, 0.975])
-    return Group(records, float(np.mean(values)), float(low), float(high))
+    samples = np.mean([_kept_samples(record, agent, rng) for record in records], axis=0)
+    low, high = np.quantile(samples, [0.025, 0.975])
+    return Kept(float(np.mean(values)), float(low), float(high))
 
 
-def _kept_samples(record: Record, rng: np.random.Generator) -> NDArray[np.float64]:
+def _kept_samples(record: Record, agent: str, rng: np.random.Generator) -> NDArray[np.float64]:
     random_score = record.settings["game.random_score"] or 0.0
     means = []
-    for name in ("student", "teacher"):
+    for name in (agent, "teacher"):
         returns = record.returns[name]
         means.append(returns[rng.integers(len(returns), size=(BOOTSTRAP_SAMPLES, len(returns)))].mean(axis=1))
     samples: NDArray[np.float64] = (means[0] - random_score) / (means[1] - random_score)

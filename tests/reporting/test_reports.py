@@ -34,7 +34,16 @@ from tests.search.test_studies import launcher
 RANDOM = 1.7  # Breakout's
 
 
-def made_run(sweep: Path, criterion: str, ratio: float, seed: int, student: float, teacher: float = 101.7) -> Path:
+def made_run(
+    sweep: Path,
+    criterion: str,
+    ratio: float,
+    seed: int,
+    student: float,
+    teacher: float = 101.7,
+    int8: float | None = None,
+    distilled: bool = False,
+) -> Path:
     """Write the files of a finished run that a report reads."""
     folder = sweep / f"breakout-{criterion}-r{ratio:.2f}-s{seed}"
     register_schemas()
@@ -44,7 +53,10 @@ def made_run(sweep: Path, criterion: str, ratio: float, seed: int, student: floa
         config = compose("config", overrides=overrides)
     (folder / ".hydra").mkdir(parents=True)
     OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-    for name, mean in (("teacher", teacher), ("student", student)):
+    files = {"teacher": teacher, "student": student}
+    if int8 is not None:
+        files |= {"int8": 0.0, "int8-distilled": int8} if distilled else {"int8": int8}
+    for name, mean in files.items():
         returns = [mean - 10, mean + 10] * 10
         episodes = [Episode(0, index, score, 100, "over") for index, score in enumerate(returns)]
         evaluation = Evaluation(episodes, "noop", "sample", seed, mean, mean - 5, mean + 5, mean, 1.0)
@@ -64,6 +76,15 @@ def made_run(sweep: Path, criterion: str, ratio: float, seed: int, student: floa
         "student/speedup": 1 / (1 - ratio),
         "student/speedup_spread": 0.1,
     }
+    if int8 is not None:
+        metrics |= {
+            "int8/return_mean": int8,
+            "int8/return_kept": (int8 - RANDOM) / (teacher - RANDOM),
+            "int8/size_bytes": 1e6 * (1 - ratio),
+            "int8/compression": 4 / (1 - ratio),
+            "int8/speedup": 2 / (1 - ratio),
+            "int8/distilled": float(distilled),
+        }
     write_json(folder / "result.json", metrics)
     (folder / "figures").mkdir()
     Image.new("RGB", (20, 30), "red").save(folder / "figures" / "relevance-maps.png")
@@ -108,13 +129,30 @@ def test_seeds_are_one_row(sweep: Path):
         ("lrp", 1),
         ("random", 2),
     ]
-    assert [group.kept for group in groups] == pytest.approx([0.9, 0.5, 0.7])
-    two = groups[0]
-    (one,) = group_seeds(two.records[:1])
-    assert two.kept_low < 0.9 < two.kept_high
+    assert [group.kept.mean for group in groups] == pytest.approx([0.9, 0.5, 0.7])
+    two = groups[0].kept
+    one = group_seeds(groups[0].records[:1])[0].kept
+    assert two.low < 0.9 < two.high
     # twice the episodes: the interval of the mean narrows by a factor of about sqrt(2)
-    assert (one.kept_high - one.kept_low) / (two.kept_high - two.kept_low) == pytest.approx(np.sqrt(2), rel=0.25)
+    assert (one.high - one.low) / (two.high - two.low) == pytest.approx(np.sqrt(2), rel=0.25)
     assert differing(find_runs(sweep)) == ["criterion.name", "prune.ratio"]
+
+
+def test_int8_files_have_a_ladder(tmp_path: Path):
+    for ratio, student, int8 in ((0.5, 101.7, 91.7), (0.75, 91.7, 71.7)):
+        for seed in (0, 1):
+            made_run(tmp_path, "lrp", ratio, seed, student, int8=int8, distilled=ratio > 0.6)
+    half, quarter = group_seeds(find_runs(tmp_path))
+    assert half.int8_kept is not None
+    assert quarter.int8_kept is not None
+    assert (half.int8_kept.mean, quarter.int8_kept.mean) == pytest.approx((0.9, 0.7))
+    assert quarter.int8_kept.low < 0.7 < quarter.int8_kept.high  # of the file that was kept, the distilled one
+    page = render(from_folder(tmp_path))
+    assert page.count("<svg") == 4  # two fronts, the ladder, the layers
+    cells = Reader(page).cells
+    at = [cells.index(widths) for widths in ("16 32 32 256", "8 16 16 128")]
+    assert at == sorted(at)  # the largest first
+    assert cells[at[1] + 1 : at[1] + 5] == ["250,000", "16.0", "71.7", "70.0%"]
 
 
 def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
