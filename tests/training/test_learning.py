@@ -27,7 +27,10 @@ from lrp_compress.training.policies import FastNatureCNN
 SMALL = {
     "ppo": ["++train.hyperparameters.n_steps=16", "++train.hyperparameters.batch_size=32"],
     "dqn": ["++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"],
-    "qrdqn": ["++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"],
+    "qrdqn": [
+        *("++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"),
+        "++train.hyperparameters.n_quantiles=16",
+    ],
 }
 
 
@@ -113,6 +116,12 @@ def test_the_agent_computes_what_its_learner_does(trained: Trained):
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
     assert agent.network.head_kind == ("policy" if algorithm == "ppo" else "q")
     assert agent.info.lineage["steps"] == 256
+
+
+def test_the_number_of_quantiles_can_be_set():
+    with contextlib.closing(make_envs(config("qrdqn"), 0)) as env:
+        learner = make_learner(config("qrdqn").train, env, "cpu", 0)
+        assert learner.policy.state_dict()["quantile_net.quantile_net.0.weight"].shape == (16 * env.actions, 512)
 
 
 def test_learning_changes_every_layer(trained: Trained):
