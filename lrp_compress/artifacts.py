@@ -23,6 +23,8 @@ from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.videos import side_by_side_video
 
 STUDENT = "student.safetensors"
+# Files that a report reads; kept in MLflow at the same places as in the run's folder, for reports on other machines.
+REPORTED = ("stages/evaluation-*.json", "stages/step-*/plan.json", "stages/step-1/scores.json")
 MOMENTS = 6  # rows of the relevance maps
 VIDEO_STEPS = 450  # half a minute
 
@@ -55,8 +57,8 @@ def publish(
     figures = run_dir / "figures"
     save_agent(run_dir / STUDENT, agents["student"])
     tracker.artifact(run_dir / STUDENT)
-    for plan in sorted((run_dir / "stages").glob("step-*/plan.json")):
-        tracker.artifact(plan, f"plan/{plan.parent.name}")
+    for path in (path for pattern in REPORTED for path in sorted(run_dir.glob(pattern))):
+        tracker.artifact(path, str(path.parent.relative_to(run_dir)))
     maps = draw_relevance_maps(config, agents, rollouts, figures / "relevance-maps.png")
     tracker.image(maps, "relevance/maps")
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")

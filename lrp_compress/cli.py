@@ -261,7 +261,10 @@ def report_sweep(command: Command, folder: Path, config: DictConfig) -> None:
         from rich.console import Console
 
         tracking = TrackingConfig(**OmegaConf.to_container(config.tracking, resolve=True))  # type: ignore[arg-type]
-        importlib.import_module("lrp_compress.reporting.publishing").report_sweep(folder, tracking, Console())
+        elsewhere = importlib.import_module("lrp_compress.reporting.collections").Elsewhere(
+            tracking, Path(config.cache_dir) / "downloads"
+        )
+        importlib.import_module("lrp_compress.reporting.publishing").report_sweep(folder, elsewhere, Console())
 
 
 def main(name: str = "compress") -> None:

@@ -16,7 +16,7 @@ from lrp_compress.errors import UserError
 
 def main() -> None:
     """Read the command line, write the page, say where it is; exit with 2 and one line for a mistake."""
-    tracking, storage = _defaults()
+    tracking, storage, cache = _defaults()
     parser = argparse.ArgumentParser(
         prog="python -m lrp_compress.report",
         description="Writes report.html, which needs no network, and report.csv about many finished runs.",
@@ -32,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         own = dataclasses.replace(tracking, uri=options.tracking, experiment=options.experiment)
-        print(_write(options, own))
+        print(_write(options, own, cache / "downloads"))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -41,29 +41,31 @@ def main() -> None:
         sys.exit(2)
 
 
-def _defaults() -> tuple[TrackingConfig, str]:
-    """Read from ``conf/`` where runs are recorded and studies kept, unless it is said otherwise."""
+def _defaults() -> tuple[TrackingConfig, str, Path]:
+    """Read from ``conf/`` where runs are recorded, studies kept and copies put, unless it is said otherwise."""
     tracking = OmegaConf.load(conf_dir() / "tracking" / "sqlite.yaml")
     study = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "study.yaml")
-    return TrackingConfig(**OmegaConf.to_container(tracking)), str(study.storage)  # type: ignore[arg-type]
+    cache = Path(OmegaConf.load(conf_dir() / "config.yaml").cache_dir)
+    return TrackingConfig(**OmegaConf.to_container(tracking)), str(study.storage), cache  # type: ignore[arg-type]
 
 
-def _write(options: argparse.Namespace, tracking: TrackingConfig) -> Path:
-    from lrp_compress.reporting.collections import from_filter, from_folder, from_folders, from_study
+def _write(options: argparse.Namespace, tracking: TrackingConfig, downloads: Path) -> Path:
+    from lrp_compress.reporting.collections import Elsewhere, from_filter, from_folder, from_folders, from_study
     from lrp_compress.reporting.page import write_report
     from lrp_compress.tracking.runs import check_store
 
+    elsewhere = Elsewhere(tracking, downloads)
     source, folder = options.source[0], Path(options.source[0])
     if len(options.source) > 1:
         return write_report(from_folders([Path(one) for one in options.source]), options.out or Path("report"))
     if folder.is_dir():
-        return write_report(from_folder(folder), options.out or folder)
+        return write_report(from_folder(folder, elsewhere), options.out or folder)
     if any(sign in source for sign in "=<>"):
         check_store(tracking)
-        return write_report(from_filter(source, tracking), options.out or Path("report"))
+        return write_report(from_filter(source, elsewhere), options.out or Path("report"))
     if "/" in source:
         raise UserError(f"there is no folder {source}")
-    return write_report(from_study(source, options.storage), options.out or Path("report"))
+    return write_report(from_study(source, options.storage, elsewhere), options.out or Path("report"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,26 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import read_json
 from lrp_compress.reporting.records import Record, find_runs, read_runs
 from lrp_compress.search.studies import FRONT, RUN_DIR, STUDY, Study, load_study
+from lrp_compress.tracking.downloads import download_folder
 from lrp_compress.tracking.runs import finished_runs
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where runs are looked for whose folders are not on this machine.
+
+    Attributes
+    ----------
+    tracking : TrackingConfig
+        Their MLflow store.
+    downloads : Path
+        Folder for what is copied from it.
+    """
+
+    tracking: TrackingConfig
+    downloads: Path
 
 
 @dataclass(frozen=True)
@@ -37,8 +57,8 @@ class Collection:
     front: Sequence[Mapping[str, Any]] = ()
 
 
-def from_folder(folder: Path) -> Collection:
-    """Collect the runs of a sweep's, a study's or a run's folder.
+def from_folder(folder: Path, elsewhere: Elsewhere) -> Collection:
+    """Collect the runs of a sweep's, a study's or a run's folder; of a study also those of other machines.
 
     Raises
     ------
@@ -51,6 +71,8 @@ def from_folder(folder: Path) -> Collection:
     try:
         named = read_json(folder / STUDY)
         study, front = load_study(named["study"], named["storage"]), _front(folder)
+        here = {record.folder.name for record in records}
+        records += read_runs(_located([one for one in _run_dirs(study) if Path(one).name not in here], elsewhere))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / STUDY} is damaged ({error}); run the study's command again, or remove it"
@@ -70,39 +92,55 @@ def from_folders(folders: Sequence[Path]) -> Collection:
     return Collection(", ".join(folder.name for folder in folders), list(records.values()))
 
 
-def from_study(name: str, storage: str) -> Collection:
+def from_study(name: str, storage: str, elsewhere: Elsewhere) -> Collection:
     """Collect the runs of a study.
 
     Raises
     ------
     UserError
-        If there is no such study, or it has no finished run on this machine.
+        If there is no such study, or no finished run of it is found.
     """
     study = load_study(name, storage)
-    trials = [trial for trial in study.get_trials(deepcopy=False) if RUN_DIR in trial.user_attrs]
-    records = read_runs([Path(trial.user_attrs[RUN_DIR]) for trial in trials])
+    records = read_runs(_located(_run_dirs(study), elsewhere))
     if not records:
-        raise UserError(f"study {name} has no finished run on this machine")
+        raise UserError(f"study {name} has no finished run on this machine or in {elsewhere.tracking.uri}")
     return Collection(name, records, study, _front(records[0].folder.parent))
 
 
-def from_filter(wanted: str, tracking: TrackingConfig) -> Collection:
+def from_filter(wanted: str, elsewhere: Elsewhere) -> Collection:
     """Collect the finished runs that a filter of MLflow names.
 
     Raises
     ------
     UserError
-        If MLflow refuses the filter, or no run that it names has its folder on this machine.
+        If MLflow refuses the filter, or names no compression that has finished.
     """
-    runs = [run.data.tags for run in finished_runs(tracking, wanted)]
-    folders = [Path(tags["run_dir"]) for tags in runs if "run_dir" in tags]
-    records = read_runs(folders)
+    runs = [run.data.tags for run in finished_runs(elsewhere.tracking, wanted)]
+    folders = [tags["run_dir"] for tags in runs if "run_dir" in tags]
+    records = read_runs(_located(folders, elsewhere))
     if not records:
         raise UserError(
-            f"{wanted}: {len(folders)} finished runs in {tracking.uri}, none with its folder on this machine; "
-            "name another filter or another --tracking store"
+            f"{wanted}: {len(folders)} finished runs in {elsewhere.tracking.uri}, none of them a compression whose "
+            "files are there or on this machine; name another filter or another --tracking store"
         )
     return Collection(wanted, records)
+
+
+def _run_dirs(study: Study) -> list[str]:
+    trials = study.get_trials(deepcopy=False)
+    return [trial.user_attrs[RUN_DIR] for trial in trials if trial.values and RUN_DIR in trial.user_attrs]
+
+
+def _located(run_dirs: Iterable[str], elsewhere: Elsewhere) -> list[Path]:
+    """Find runs on this machine, else in MLflow; those that are in neither are left out, with a warning."""
+    folders = []
+    for run_dir in dict.fromkeys(run_dirs):
+        try:
+            here = Path(run_dir)
+            folders.append(here if here.is_dir() else download_folder(run_dir, elsewhere.downloads, elsewhere.tracking))
+        except UserError as error:
+            logger.warning("%s is left out: it is not on this machine, and %s", run_dir, error)
+    return folders
 
 
 def _front(folder: Path) -> list[dict[str, Any]]:

@@ -6,35 +6,34 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
-from lrp_compress.reporting.collections import from_folder
+from lrp_compress.reporting.collections import Elsewhere, from_folder
 from lrp_compress.reporting.page import TABLE, write_report
 from lrp_compress.tracking.runs import open_run
 
 
-def report_sweep(folder: Path, tracking: TrackingConfig, console: Console) -> None:
+def report_sweep(folder: Path, elsewhere: Elsewhere, console: Console) -> None:
     """Write the report of a sweep into its folder, and keep it in MLflow as a run of its own.
 
     Parameters
     ----------
     folder : Path
         The sweep's.
-    tracking : TrackingConfig
-        The store.
+    elsewhere : Elsewhere
+        The MLflow store, where runs of other machines are too.
     console : Console
         Says where the page is.
     """
     try:
-        collection = from_folder(folder)
+        collection = from_folder(folder, elsewhere)
     except UserError as error:  # nothing has finished, or something is damaged: the runs themselves have said more
         console.print(f"no report: {error}", soft_wrap=True)
         return
     page = write_report(collection, folder)
     console.print(f"report    {page}", soft_wrap=True)
     with open_run(
-        tracking,
+        elsewhere.tracking,
         name=f"report of {folder.name}",
         config_hash=f"report-{value_digest(folder.name)[:8]}",
         tags={"sweep": folder.name, "kind": "report"},

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
+from lrp_compress.files import write_json
 from lrp_compress.tracking.runs import finished_runs, import_mlflow
 from lrp_compress.tracking.stores import resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+RESULT = "result.json"  # final metrics, in a run's folder
 SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
 
 
@@ -86,6 +88,40 @@ def download_of_run(config_hash: str, artifact: str, folder: Path, config: Track
         raise UserError(f"no finished run {config_hash} in {config.uri}")
     run_id = runs[0].info.run_id
     return download(f"runs:/{run_id}/{artifact}", folder / run_id, config)
+
+
+def download_folder(run_dir: str, folder: Path, config: TrackingConfig) -> Path:
+    """Copy what a report reads of a finished run on another machine, laid out as the run's folder is there.
+
+    Parameters
+    ----------
+    run_dir : str
+        The run's folder on its machine.
+    folder : Path
+        Where to put it, in a folder of the run's own.
+    config : TrackingConfig
+        The store.
+
+    Returns
+    -------
+    Path
+        A folder of the same name.
+
+    Raises
+    ------
+    UserError
+        If nothing is tracked, or the store has no such run or not its files.
+    """
+    runs = finished_runs(config, f"tags.run_dir = '{run_dir}'")
+    if not runs:
+        raise UserError(f"no finished run of {run_dir} in {config.uri}")
+    run = runs[0]
+    local = folder / str(run.info.run_id) / Path(run_dir).name
+    if not (local / RESULT).exists():
+        for artifact in (".hydra", "stages", "figures"):
+            download(f"runs:/{run.info.run_id}/{artifact}", local, config)
+        write_json(local / RESULT, run.data.metrics)
+    return local
 
 
 def _registered(client: MlflowClient, uri: str) -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -18,7 +19,10 @@ from PIL import Image
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.atari.evaluation import load_evaluation
+from lrp_compress.config import TrackingConfig
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.reporting.records import find_runs
+from lrp_compress.tracking.downloads import download_folder
 from tests.cli.commands import environment
 from tests.cli.forks import Forks
 
@@ -147,10 +151,21 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     assert [point.step for point in client.get_metric_history(run.info.run_id, "prune/ratio_reached")] == [1, 2]
     top = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id)}
-    assert {"student.safetensors", "figures", "plan", "evaluation", "export", "images", ".hydra"} <= top
+    assert {"student.safetensors", "figures", "stages", "evaluation", "export", "images", ".hydra"} <= top
     images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
     for key in ("relevance~maps", "relevance~channels", "returns~episodes", "distill~curve"):
         assert any(key in path for path in images)
+
+
+def test_a_report_can_be_made_of_what_mlflow_keeps(undisturbed: tuple[Path, str], tmp_path: Path):
+    own = run_folder(undisturbed[0])
+    tracking = TrackingConfig(f"sqlite:///{undisturbed[0] / 'mlflow.db'}", "lrp_compress", 5)
+    copied = download_folder(str(own.resolve()), tmp_path, tracking)
+    assert copied.name == own.name
+    (here,), (there,) = find_runs(own), find_runs(copied)
+    assert (here.widths, here.settings) == (there.widths, there.settings)
+    assert here.metrics.items() <= there.metrics.items()
+    assert all(np.array_equal(here.returns[agent], there.returns[agent]) for agent in ("teacher", "student", "int8"))
 
 
 def test_files_decide_as_the_student(undisturbed: tuple[Path, str]):

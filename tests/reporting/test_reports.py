@@ -23,7 +23,7 @@ from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
 from lrp_compress.reporting.charts import _on_front
-from lrp_compress.reporting.collections import from_filter, from_folder, from_folders, from_study
+from lrp_compress.reporting.collections import Elsewhere, from_filter, from_folder, from_folders, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, write_report
 from lrp_compress.reporting.records import differing, find_runs, group_seeds
 from lrp_compress.search.studies import open_study
@@ -32,6 +32,7 @@ from lrp_compress.tracking.runs import open_run
 from tests.search.test_studies import launcher
 
 RANDOM = 1.7  # Breakout's
+NOWHERE = Elsewhere(TrackingConfig(uri=None, experiment="test", timeout_s=5), Path("unused"))
 
 
 def made_run(
@@ -147,7 +148,7 @@ def test_int8_files_have_a_ladder(tmp_path: Path):
     assert quarter.int8_kept is not None
     assert (half.int8_kept.mean, quarter.int8_kept.mean) == pytest.approx((0.9, 0.7))
     assert quarter.int8_kept.low < 0.7 < quarter.int8_kept.high  # of the file that was kept, the distilled one
-    page = render(from_folder(tmp_path))
+    page = render(from_folder(tmp_path, NOWHERE))
     assert page.count("<svg") == 4  # two fronts, the ladder, the layers
     cells = Reader(page).cells
     at = [cells.index(widths) for widths in ("16 32 32 256", "8 16 16 128")]
@@ -156,7 +157,7 @@ def test_int8_files_have_a_ladder(tmp_path: Path):
 
 
 def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
-    page = write_report(from_folder(sweep), sweep)
+    page = write_report(from_folder(sweep, NOWHERE), sweep)
     assert page == sweep / PAGE
     read = Reader(page.read_text())
     assert read.addresses
@@ -172,7 +173,7 @@ def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
 
 
 def test_markup_in_a_name_is_text(sweep: Path):
-    collection = dataclasses.replace(from_folder(sweep), title="<script>alert(1)</script>")
+    collection = dataclasses.replace(from_folder(sweep, NOWHERE), title="<script>alert(1)</script>")
     assert "<script" not in render(collection)
 
 
@@ -210,31 +211,43 @@ def test_a_study_is_found_by_its_name_and_its_folder(sweep: Path, tmp_path: Path
     }
     write_json(sweep / "front.json", [entry])
     write_json(sweep / "study.json", {"study": "mine", "storage": storage})
-    for collection in (from_study("mine", storage), from_folder(sweep)):
+    for collection in (from_study("mine", storage, NOWHERE), from_folder(sweep, NOWHERE)):
         read = Reader(render(collection))
         assert read.tags.count("svg") >= 5  # the hypervolume too
         assert "80.0% to 90.0%" in read.cells
         assert len(collection.records) == 5
     with pytest.raises(UserError, match=r"study=mne is unknown \(did you mean mine\?\)"):
-        from_study("mne", storage)
+        from_study("mne", storage, NOWHERE)
     with pytest.raises(UserError, match="there is no database"):
-        from_study("mine", f"sqlite:///{tmp_path}/other.db")
+        from_study("mine", f"sqlite:///{tmp_path}/other.db", NOWHERE)
     write_json(sweep / "study.json", {"study": "mine"})
     with pytest.raises(UserError, match=r"study.json is damaged \('storage'\)"):
-        from_folder(sweep)
+        from_folder(sweep, NOWHERE)
 
 
 def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, tmp_path: Path):
     tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
-    for number, folder in enumerate(sorted(sweep.iterdir())):
+    elsewhere = Elsewhere(tracking, tmp_path / "downloads")
+    runs = sorted(sweep.iterdir())
+    for number, folder in enumerate(runs):
         tags = {"run_dir": str(folder), "criterion": folder.name.split("-")[1]}
-        with open_run(tracking, name=folder.name, config_hash=str(number), tags=tags, params={}):
-            pass
-    assert len(from_filter("tags.criterion = 'random'", tracking).records) == 2
+        with open_run(tracking, name=folder.name, config_hash=str(number), tags=tags, params={}) as tracker:
+            tracker.metrics(json.loads((folder / "result.json").read_text()))
+            for part in (".hydra", "stages", "figures"):
+                tracker.artifact(folder / part)
+    here = from_filter("tags.criterion = 'random'", elsewhere)
+    assert len(here.records) == 2
+    cells = Reader(render(here)).cells
+    sweep.rename(tmp_path / "moved")  # as if they had run on another machine
+    there = from_filter("tags.criterion = 'random'", elsewhere)
+    assert {record.folder.name for record in there.records} == {record.folder.name for record in here.records}
+    assert Reader(render(there)).cells == cells
+    assert "relevance maps" in render(there)
+    assert from_filter("tags.criterion = 'random'", elsewhere).records[0].metrics == there.records[0].metrics
     with pytest.raises(UserError, match=r"tags.criterion = 'apoz': 0 finished runs"):
-        from_filter("tags.criterion = 'apoz'", tracking)
+        from_filter("tags.criterion = 'apoz'", elsewhere)
     with pytest.raises(UserError, match="Invalid"):
-        from_filter("tags.criterion = ", tracking)
+        from_filter("tags.criterion = ", elsewhere)
 
 
 def test_runs_of_several_folders_are_counted_once(sweep: Path):
@@ -246,12 +259,12 @@ def test_runs_of_several_folders_are_counted_once(sweep: Path):
 
 def test_nothing_to_report_is_said(tmp_path: Path):
     with pytest.raises(UserError, match="holds no finished run"):
-        from_folder(tmp_path)
+        from_folder(tmp_path, NOWHERE)
 
 
 @pytest.mark.parametrize("file", ["result.json", "stages/evaluation-student.json", ".hydra/config.yaml"])
 def test_a_damaged_file_is_named_in_one_line(sweep: Path, file: str):
     (sweep / "breakout-lrp-r0.50-s0" / file).write_text("{")
     with pytest.raises(UserError, match=r"breakout-lrp-r0.50-s0 is damaged \(.*force=true") as caught:
-        from_folder(sweep)
+        from_folder(sweep, NOWHERE)
     assert "\n" not in str(caught.value)
