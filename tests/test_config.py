@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from ale_py.roms import get_all_rom_ids
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from lrp_compress.agents.networks import NATURE_WIDTHS
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas
 from lrp_compress.cli import COMMANDS, default_options
 from lrp_compress.config import Config, TrainConfig, config_hash, flatten
@@ -228,3 +230,12 @@ def test_names():
 def test_conf_dir_is_absolute():
     assert conf_dir().is_absolute()
     assert Path(conf_dir() / "config.yaml").is_file()
+
+
+def test_the_rungs_of_the_ladder_are_right():
+    ladder = compose("config", overrides=[*CHOSEN, "+experiment=ladder"], return_hydra_config=True).hydra.sweeper.params
+    (override,) = OverridesParser.create().parse_overrides([f"++prune={ladder['++prune']}"])
+    rungs = [checked("+experiment=ladder", f"++prune={rung}").prune for rung in override.sweep_string_iterator()]
+    assert [rung.ratio for rung in rungs] == [0.0, 0.5, 0.8, 0.9, 0.95]
+    assert all(set(rung.layer_ratios) == set(NATURE_WIDTHS) for rung in rungs[2:])
+    assert not rungs[1].layer_ratios
