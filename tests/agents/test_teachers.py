@@ -57,8 +57,8 @@ def test_every_shipped_agent_plays_the_game_it_is_named_after():
 
 
 def test_a_game_without_a_shipped_agent():
-    with pytest.raises(UserError, match=r"no agent is shipped for game pong \(only: .*breakout.*teacher\.source=FILE"):
-        load(SHIPPED, PONG)
+    with pytest.raises(UserError, match=r"no agent is shipped for game klax \(only: .*breakout.*teacher\.source=FILE"):
+        load(SHIPPED, dataclasses.replace(PONG, name="klax"))
 
 
 def test_an_own_file(tmp_path: Path):
