@@ -211,14 +211,19 @@ def _copied(source: Path, path: Path) -> Path:
 
 
 def _compared(outputs: Tensor, agent: Agent, what: Deliverable) -> Deviation:
-    return deviation(outputs, batched_outputs(agent.network, torch.from_numpy(what.held_out)))
+    return deviation(outputs, _reference(agent, what))
 
 
 def _equal(name: str, path: Path, outputs: Tensor, what: Deliverable) -> Deviation:
-    found = _compared(outputs, what.agent, what)
-    if found.max_difference > TOLERANCE * max(float(outputs.abs().max()), 1.0):
+    reference = _reference(what.agent, what)
+    found = deviation(outputs, reference)
+    if found.max_difference > TOLERANCE * max(float(reference.abs().max()), 1.0):
         raise UserError(
             f"export={name}: an output of {path} differs from the network's by {found.max_difference:g}, more than "
             f"rounding does; try other versions of torch and of the converter"
         )
     return found
+
+
+def _reference(agent: Agent, what: Deliverable) -> Tensor:
+    return batched_outputs(agent.network, torch.from_numpy(what.held_out))

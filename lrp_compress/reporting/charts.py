@@ -144,13 +144,14 @@ def ladder_chart(groups: Sequence[Group]) -> Figure:
         All with int8 files.
     """
     figure, axis = chart(6.4, 3.6)
-    ladder = sorted((group.mean("int8/compression"), group.int8_kept) for group in groups if group.int8_kept)
-    for smaller, kept in ladder:
+    ladder = [(group.mean("int8/compression"), group.int8_kept) for group in groups if group.int8_kept]
+    for smaller, kept in ladder:  # no line: several may be of one size
         axis.plot([smaller, smaller], [kept.low, kept.high], color=KEPT, linewidth=1.2, alpha=0.8)
-    axis.plot([x for x, _ in ladder], [kept.mean for _, kept in ladder], "o-", color=KEPT, markersize=6)
+        axis.plot(smaller, kept.mean, "o", color=KEPT, markersize=6)
+    ticks = {f"{smaller:,.0f}": smaller for smaller, _ in ladder}
     axis.axhline(1, color="black", linewidth=0.7, linestyle=":")
     axis.set_xscale("log")
-    axis.set_xticks([x for x, _ in ladder], labels=[f"{x:,.0f}" for x, _ in ladder])
+    axis.set_xticks(list(ticks.values()), labels=list(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("times fewer bytes: int8 file against the teacher in float32")
     _kept_axis(axis)

@@ -15,6 +15,7 @@ from lrp_compress.tracking.stores import resolve_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 RESULT = "result.json"  # final metrics, in a run's folder
 SCHEMES = ("runs:/", "models:/", "mlflow-artifacts:/")
@@ -83,10 +84,7 @@ def download_of_run(config_hash: str, artifact: str, folder: Path, config: Track
     UserError
         If nothing is tracked, or the store has no such run or it no such artifact.
     """
-    runs = finished_runs(config, f"tags.config_hash = '{config_hash}'")
-    if not runs:
-        raise UserError(f"no finished run {config_hash} in {config.uri}")
-    run_id = runs[0].info.run_id
+    run_id = _newest("config_hash", config_hash, config).info.run_id
     return download(f"runs:/{run_id}/{artifact}", folder / run_id, config)
 
 
@@ -112,16 +110,20 @@ def download_folder(run_dir: str, folder: Path, config: TrackingConfig) -> Path:
     UserError
         If nothing is tracked, or the store has no such run or not its files.
     """
-    runs = finished_runs(config, f"tags.run_dir = '{run_dir}'")
-    if not runs:
-        raise UserError(f"no finished run of {run_dir} in {config.uri}")
-    run = runs[0]
+    run = _newest("run_dir", run_dir, config)
     local = folder / str(run.info.run_id) / Path(run_dir).name
     if not (local / RESULT).exists():
         for artifact in (".hydra", "stages", "figures"):
             download(f"runs:/{run.info.run_id}/{artifact}", local, config)
         write_json(local / RESULT, run.data.metrics)
     return local
+
+
+def _newest(tag: str, value: str, config: TrackingConfig) -> Run:
+    runs = finished_runs(config, f"tags.{tag} = '{value}'")
+    if not runs:
+        raise UserError(f"no finished run {value} in {config.uri}")
+    return runs[0]
 
 
 def _registered(client: MlflowClient, uri: str) -> str:

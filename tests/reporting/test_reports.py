@@ -154,6 +154,8 @@ def test_int8_files_have_a_ladder(tmp_path: Path):
     at = [cells.index(widths) for widths in ("16 32 32 256", "8 16 16 128")]
     assert at == sorted(at)  # the largest first
     assert cells[at[1] + 1 : at[1] + 5] == ["250,000", "16.0", "71.7", "70.0%"]
+    made_run(tmp_path, "random", 0.5, 0, 101.7, int8=51.7)  # of a size that is there already
+    assert render(from_folder(tmp_path, NOWHERE)).count("<svg") == 5  # the criteria too
 
 
 def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
