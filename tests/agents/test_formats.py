@@ -223,7 +223,8 @@ def test_truncated_files(tmp_path: Path, kind: str):
     assert "\n" not in str(raised.value)
 
 
-DAMAGED = gzip.compress(b"weights" * 100, mtime=0)[:12] + b"\xff" * 60  # without a time, since workers must collect the same tests
+# without a time in its header, since all pytest workers must collect the same tests
+DAMAGED = gzip.compress(b"weights" * 100, mtime=0)[:12] + b"\xff" * 60
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"hello", b"\x1f\x8b", b"\x80\x04", DAMAGED])
