@@ -33,14 +33,17 @@ def fast_outputs(network: PolicyNetwork, observations: Tensor, dtype: torch.dtyp
     observations : Tensor of uint8, shape (N, 4, 84, 84)
         Contiguous, oldest frame first.
     dtype : torch.dtype
-        ``torch.float32`` (equal up to rounding) or ``torch.bfloat16`` (mixed precision by autocast).
+        ``torch.float32`` (equal up to rounding) or ``torch.bfloat16`` (mixed precision by autocast; the last layer
+        stays in float32).
 
     Returns
     -------
     Tensor of float32, shape (N, actions)
     """
     with mixed_precision(observations.device, dtype):
-        return network.after_conv1(fast_conv1(network.conv1, observations, dtype)).float()
+        hidden = network.after_conv1(fast_conv1(network.conv1, observations, dtype))
+    # the last layer is cheap, and Q-values can lie closer together than bfloat16 can tell
+    return network.decide(*(values.float() for values in hidden))
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -76,6 +76,11 @@ class PolicyNetwork(nn.Module):
         return tuple(name for name in self.widths if name not in CONV_GEOMETRY)
 
     @property
+    def heads(self) -> tuple[nn.Linear, ...]:
+        """The last layers, whose outputs are the network's; with a dueling head the value's and the advantage's."""
+        return tuple(getattr(self, f"{stream}head") for stream, _ in self._streams())
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.conv1.weight.device
@@ -94,17 +99,28 @@ class PolicyNetwork(nn.Module):
             Shape (N, actions): Q-values or action logits.
         """
         images = observations.float() / 255 if observations.dtype == torch.uint8 else observations
-        return self.after_conv1(self.conv1(images))
+        return self.decide(*self.after_conv1(self.conv1(images)))
 
-    def after_conv1(self, features: Tensor) -> Tensor:
-        """Compute the outputs from conv1's output before its ReLU, shape (N, channels, 20, 20)."""
+    def after_conv1(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Compute what the heads see, from conv1's output before its ReLU, shape (N, channels, 20, 20).
+
+        Returns
+        -------
+        tuple of Tensor
+            Values of the last dense layer, shape (N, units); with a dueling head of both streams, value first.
+        """
         features = self.conv1_relu(features)
         for name in ("conv2", "conv3"):
             features = self._apply_layer(name, features)
         features = features.flatten(1)
+        return tuple(self._run_stream(stream, features) for stream, _ in self._streams())
+
+    def decide(self, *hidden: Tensor) -> Tensor:
+        """Compute the outputs, shape (N, actions), from what `after_conv1` returns."""
+        outputs: list[Tensor] = [head(values) for head, values in zip(self.heads, hidden, strict=True)]
         if self.head_kind != "dueling":
-            return self._run_stream("", features)
-        value, advantage = self._run_stream("value_", features), self._run_stream("advantage_", features)
+            return outputs[0]
+        value, advantage = outputs
         return value + advantage - advantage.mean(1, keepdim=True)
 
     def _apply_layer(self, name: str, features: Tensor) -> Tensor:
@@ -114,8 +130,7 @@ class PolicyNetwork(nn.Module):
     def _run_stream(self, stream: str, features: Tensor) -> Tensor:
         for name in self._dense(stream):
             features = self._apply_layer(name, features)
-        outputs: Tensor = getattr(self, f"{stream}head")(features)
-        return outputs
+        return features
 
 
 def _check_widths(widths: Mapping[str, int], head: str, actions: int) -> None:

@@ -137,7 +137,9 @@ def distill(
     temperature = config.temperature or default_temperature(teacher.network.head_kind, teacher_outputs)
     precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
     hinted = {name: kept[name] for name in student.dense_layers if config.hint and name in kept}
-    learner = _Learner(student, list(hinted), config, samples, temperature, dtype, stage_seed(seed, "batches"))
+    # what is sampled from has to keep its scale
+    unit = temperature if rule.kind == "greedy" else 1.0
+    learner = _Learner(student, list(hinted), config, samples, temperature, unit, dtype, stage_seed(seed, "batches"))
     curve: list[Progress] = []
     next_check = samples / CHECKS
 
@@ -160,6 +162,7 @@ def distill(
                 curve.append(learner.check(played.held_out))
                 bar.set_postfix(loss=f"{curve[-1].loss:.4f}", agreement=f"{curve[-1].agreement:.3f}")
                 on_check(curve[-1])
+    learner.restore_unit()
     entropy_temperature = 1.0
     if config.match_entropy and student.head_kind == "policy":
         entropy_temperature = learner.match_entropy(played.held_out)
@@ -174,7 +177,11 @@ def _teacher_acts(config: DistillConfig, progress: float) -> bool:
 
 
 class _Learner:
-    """The student, its optimiser, and its best version so far."""
+    """The student, its optimiser, and its best version so far.
+
+    They compute the outputs in multiples of `unit`, until `restore_unit`. The optimiser's steps do not depend on the
+    scale of what is learned, so Q-values close together would be lost in them.
+    """
 
     def __init__(
         self,
@@ -183,16 +190,19 @@ class _Learner:
         config: DistillConfig,
         samples: int,
         temperature: float,
+        unit: float,
         dtype: torch.dtype,
         seed: int,
     ) -> None:
+        _scale_outputs(student, 1 / unit)
         self.student = student
         self.best = copy.deepcopy(student)
         self.dtype = dtype
         self.samples = 0
         self._total = samples
         self._config = config
-        self._temperature = temperature
+        self._unit = unit
+        self._temperature = temperature / unit
         self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
@@ -223,7 +233,8 @@ class _Learner:
             group["lr"] = self._config.learning_rate * (1 - self.progress)
         outputs, hints = labels.tensor_split([self.student.actions], dim=1)
         with dense_values(self.student) as values:
-            loss = self._loss(fast_outputs(self.student, observations, self.dtype), outputs, self._temperature)
+            own_outputs = fast_outputs(self.student, observations, self.dtype)
+            loss = self._loss(own_outputs, outputs / self._unit, self._temperature)
         self._losses.append(loss.detach())
         if self._hinted:
             own = torch.cat([values[name].float() for name in self._hinted], 1)
@@ -242,16 +253,18 @@ class _Learner:
             self.best.load_state_dict(self.student.state_dict())
         loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
-        held_out_loss = float(self._loss(outputs, labels, self._temperature))
+        held_out_loss = float(self._loss(outputs, labels / self._unit, self._temperature))
         return Progress(self.samples, loss, held_out_loss, agreement)
+
+    def restore_unit(self) -> None:
+        """Let the best student compute the outputs themselves; it learns no more."""
+        _scale_outputs(self.best, self._unit)
 
     def match_entropy(self, held_out: FrameReplay) -> float:
         """Make the best student as decisive as the teacher on held-out states; the temperature is returned."""
         observations, labels = self._gather_all(held_out)
         temperature = match_entropy(batched_outputs(self.best, observations), labels)
-        with torch.no_grad():
-            for parameter in self.best.head.parameters():
-                parameter.div_(temperature)
+        _scale_outputs(self.best, 1 / temperature)
         return temperature
 
     def _gather_all(self, replay: FrameReplay) -> tuple[Tensor, Tensor]:
@@ -261,6 +274,13 @@ class _Learner:
 
 def _agreement(outputs: Tensor, labels: Tensor) -> float:
     return (outputs.argmax(1) == labels.argmax(1)).float().mean().item()
+
+
+@torch.no_grad()
+def _scale_outputs(network: PolicyNetwork, factor: float) -> None:
+    for head in network.heads:
+        for parameter in head.parameters():
+            parameter.mul_(factor)
 
 
 def action_agreement(network: PolicyNetwork, observations: Tensor, outputs: Tensor) -> float:

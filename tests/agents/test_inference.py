@@ -66,6 +66,19 @@ def test_bfloat16_is_close(kind: str):
     assert (outputs - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+def test_bfloat16_tells_outputs_apart_that_lie_close_together():
+    """Q-values near 8, where bfloat16 has steps of 1/32, with differences of some 1/1000."""
+    network = built("nature")
+    with torch.no_grad():
+        network.head.weight.mul_(1 / 64)
+        network.head.bias.fill_(8.0)
+        observations = frames(64)
+        outputs, exact = fast_outputs(network, observations, torch.bfloat16), network(observations)
+    spread = (exact - exact.mean(1, keepdim=True)).std()
+    assert spread < 1 / 128
+    assert (outputs - exact).abs().max() < spread / 4
+
+
 def test_pixels_are_exact_in_bfloat16():
     """One bright pixel changes the outputs even where it is one grey level: 255 levels stay distinct."""
     levels = torch.arange(256, dtype=torch.uint8)

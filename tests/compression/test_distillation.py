@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -58,11 +59,12 @@ def distilled(
     samples: int,
     seed: int = 0,
     kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    rule: ActionRule = SAMPLE,
     **changes: Any,
 ) -> tuple[Distillation, list[Progress]]:
     heard: list[Progress] = []
     result = distill(
-        student, kept, teacher, play.outputs, configured(**changes), samples, SAMPLE, "noop", seed, heard.append
+        student, kept, teacher, play.outputs, configured(**changes), samples, rule, "noop", seed, heard.append
     )
     return result, heard
 
@@ -182,6 +184,25 @@ def test_the_seed_decides(teacher: Agent, play: Rollouts):
     assert one[1] == same[1]
     torch.testing.assert_close(one[2], same[2], rtol=0, atol=1e-4)  # kernels may add in another order
     assert (one[2] - other[2]).abs().max() > 1e-3
+
+
+def test_the_scale_of_q_values_does_not_matter(teacher: Agent, play: Rollouts):
+    """Values as close together as 1/1024 of the teacher's are learned as well as the teacher's."""
+    results = []
+    for scale in (1.0, 2.0**-10):
+        network = PolicyNetwork(teacher.network.widths, "q", teacher.network.actions)
+        network.load_state_dict(teacher.network.state_dict())
+        with torch.no_grad():
+            for parameter in network.head.parameters():
+                parameter.mul_(scale)
+        scaled = dataclasses.replace(play, outputs=play.outputs * scale)
+        agent = dataclasses.replace(teacher, network=network)
+        results.append(distilled(pruned(agent, 0.6), agent, scaled, 600, rule=ActionRule("greedy", 0.05))[0])
+    plain, small = results
+    assert small.temperature == pytest.approx(plain.temperature / 1024)
+    assert [check.agreement for check in small.curve] == pytest.approx([check.agreement for check in plain.curve])
+    assert [check.loss for check in small.curve] == pytest.approx([check.loss for check in plain.curve], rel=1e-3)
+    torch.testing.assert_close(1024 * small.network.head.weight, plain.network.head.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_a_copy_of_the_teacher_stays_one(teacher: Agent, play: Rollouts):
