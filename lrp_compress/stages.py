@@ -145,6 +145,8 @@ class Stages:
 
         def make() -> Agent:
             samples = config.distill.samples if last else config.distill.step_samples
+            if agent.network.widths == self.teacher.network.widths:
+                samples = 0  # nothing was removed, so there is nothing to make up for
             seed = stage_seed(config.seed, "distill", step)
             result = distill(
                 agent.network,

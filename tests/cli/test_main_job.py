@@ -18,6 +18,7 @@ from mlflow.entities import Run
 from PIL import Image
 
 from lrp_compress.agents.checkpoints import load_agent
+from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.evaluation import load_evaluation
 from lrp_compress.config import TrackingConfig
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
@@ -247,6 +248,13 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(
         assert tensor.equal(networks[1].state_dict()[name]), name
     leftovers = [path for path in tmp_path.rglob("*.part*") if path.stat().st_size]
     assert len(leftovers) <= 4  # one file that a kill cut off each, under its temporary name
+
+
+def test_nothing_pruned_is_nothing_to_distil(main_job: MainJob, tmp_path: Path):
+    main_job(tmp_path, "prune.ratio=0", "quantize=none", "export=[]")
+    student = load_agent(run_folder(tmp_path) / "student.safetensors").network.state_dict()
+    teacher = load_agent(teachers_dir() / "breakout.safetensors").network.state_dict()
+    assert all(student[name].equal(teacher[name]) for name in teacher)
 
 
 def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob, tmp_path: Path):
