@@ -44,7 +44,7 @@ def publish(
     config : Config
         The run's configuration.
     agents : mapping of str to Agent
-        ``teacher``, ``pruned`` and ``student``.
+        ``teacher`` and ``student``, and ``pruned`` if that is wanted.
     rollouts : Rollouts
         States of the teacher's play; the relevance maps are of some of them.
     evaluations : mapping of str to Evaluation

@@ -103,6 +103,7 @@ class PruneConfig:
     steps: int = _within(1, 100)
     min_width: int = _within(1)
     round_to: str = _one_of("none", "desktop", "cortex_m")
+    evaluate: bool = MISSING
 
 
 @dataclass

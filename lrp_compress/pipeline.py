@@ -65,7 +65,7 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
         student = stage.distill(pruned, rollouts, step, last=step == len(ratios))
         metrics = stage.compare({"pruned": pruned, "student": student}, rollouts, step)
 
-    agents = {"teacher": teacher, "pruned": pruned, "student": student}
+    agents = {"teacher": teacher} | ({"pruned": pruned} if config.prune.evaluate else {}) | {"student": student}
     evaluations = {name: stage.evaluate(agent, name) for name, agent in agents.items()}
     delivery = Delivery(stage, student)
     files = delivery.float_files(agents)

@@ -239,3 +239,4 @@ def test_the_rungs_of_the_ladder_are_right():
     assert [rung.ratio for rung in rungs] == [0.0, 0.5, 0.8, 0.9, 0.95]
     assert all(set(rung.layer_ratios) == set(NATURE_WIDTHS) for rung in rungs[2:])
     assert not rungs[1].layer_ratios
+    assert not any(rung.evaluate for rung in rungs)

@@ -251,10 +251,13 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(
 
 
 def test_nothing_pruned_is_nothing_to_distil(main_job: MainJob, tmp_path: Path):
-    main_job(tmp_path, "prune.ratio=0", "quantize=none", "export=[]")
+    main_job(tmp_path, "prune.ratio=0", "prune.evaluate=false", "quantize=none", "export=[]")
     student = load_agent(run_folder(tmp_path) / "student.safetensors").network.state_dict()
     teacher = load_agent(teachers_dir() / "breakout.safetensors").network.state_dict()
     assert all(student[name].equal(teacher[name]) for name in teacher)
+    (run,) = runs(tmp_path)
+    played = {key.split("/")[0] for key in run.data.metrics if key.endswith("/return_mean")}
+    assert played == {"teacher", "student"}
 
 
 def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob, tmp_path: Path):

@@ -77,7 +77,7 @@ def pruned(teacher: Agent, ratio: float) -> PolicyNetwork:
     """Keep the filters and units of the largest weights, as many in each layer."""
     network = teacher.network
     norms = {name: getattr(network, name).weight.detach().flatten(1).norm(dim=1) for name in network.widths}
-    config = PruneConfig(ratio, {}, "all", "layer", "one_shot", 1, 1, "none")
+    config = PruneConfig(ratio, {}, "all", "layer", "one_shot", 1, 1, "none", True)
     scores = ChannelScores(norms, "magnitude", 0)
     plan = plan_pruning(scores, network, network.widths, all_channels(network.widths), config, ratio)
     return apply_pruning(network, plan)
@@ -223,7 +223,7 @@ def test_action_agreement_by_hand(play: Rollouts):
 
 
 def test_hints_bring_the_kept_units_closer(teacher: Agent, play: Rollouts):
-    config = PruneConfig(0.6, {}, "all", "layer", "one_shot", 1, 1, "none")
+    config = PruneConfig(0.6, {}, "all", "layer", "one_shot", 1, 1, "none", True)
     norms = {n: getattr(teacher.network, n).weight.detach().flatten(1).norm(dim=1) for n in teacher.network.widths}
     widths = teacher.network.widths
     plan = plan_pruning(

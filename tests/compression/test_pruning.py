@@ -29,7 +29,15 @@ NETWORKS = {
     "equal widths": ({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 6, "fc2": 6}, "q"),
 }
 CONFIG = PruneConfig(
-    ratio=0.5, layer_ratios={}, layers="all", scope="layer", schedule="one_shot", steps=1, min_width=1, round_to="none"
+    ratio=0.5,
+    layer_ratios={},
+    layers="all",
+    scope="layer",
+    schedule="one_shot",
+    steps=1,
+    min_width=1,
+    round_to="none",
+    evaluate=True,
 )
 
 
