@@ -14,6 +14,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,9 @@ COMMANDS = {
     "firmware": Command("firmware", FirmwareConfig, "lrp_compress.microcontroller", ("game",), {"game=": "+game="}),
 }
 
+# The sweep under way. Hydra tells its callbacks of it, and `main` needs it where Hydra has failed.
+SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
+
 
 class Aborted(SystemExit):
     """Carries an exception, its cause, past Hydra's own handling."""
@@ -136,6 +140,7 @@ class CheckFirst(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Compose every job of a sweep; refuse the sweep if that fails, or if not one job is right."""
+        SWEEP.set(config)
         with past_hydra():
             refusals = []
             for job in sweep_jobs(config):
@@ -151,7 +156,7 @@ class CheckFirst(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the report of a sweep of which no job failed; `main` does it for the others."""
         with past_hydra():
-            report_sweep(self._command, Path(config.hydra.sweep.dir), config)
+            report_sweep(self._command, config)
 
 
 def sweep_jobs(config: DictConfig) -> Iterator[DictConfig]:
@@ -255,9 +260,10 @@ def run_job(command: Command, cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def report_sweep(command: Command, folder: Path, config: DictConfig) -> None:
-    """Write the report of a sweep of compressed agents."""
-    if command.schema is Config:
+def report_sweep(command: Command, config: DictConfig) -> None:
+    """Write the report of a sweep of compressed agents, if it has got as far as a folder."""
+    folder = Path(config.hydra.sweep.dir)
+    if command.schema is Config and folder.is_dir():
         from rich.console import Console
 
         tracking = TrackingConfig(**OmegaConf.to_container(config.tracking, resolve=True))  # type: ignore[arg-type]
@@ -284,8 +290,7 @@ def main(name: str = "compress") -> None:
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("config_groups", lambda: config_groups(command), replace=True)
     sys.argv[1:] = written_out(sys.argv[1:], command.shorthand)
-    codes: list[int] = []  # of the failed jobs of a sweep
-    sweeps: dict[Path, DictConfig] = {}  # that have such jobs
+    codes: list[int] = []  # of the failed jobs of a sweep, those in this process
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.config)
     def app(cfg: DictConfig) -> dict[str, float]:
@@ -296,7 +301,6 @@ def main(name: str = "compress") -> None:
         try:
             return run_job(command, cfg)
         except Exception as error:
-            sweeps[Path(job.sweep.dir)] = cfg
             codes.append(report(error, command.schema, full, f"job {job.job.num} ({' '.join(job.overrides.task)}): "))
             raise  # Hydra goes on with the next job; its own sweeper raises the first error at the end
 
@@ -309,9 +313,9 @@ def main(name: str = "compress") -> None:
     except Aborted as aborted:
         sys.exit(report(aborted.__cause__ or aborted, command.schema, full))
     except Exception as error:
+        if (sweep := SWEEP.get()) is not None:
+            report_sweep(command, sweep)
         if codes:
-            for folder, cfg in sweeps.items():
-                report_sweep(command, folder, cfg)
             print(f"error: {len(codes)} of the sweep's jobs failed, see above", file=sys.stderr)
             sys.exit(min(codes))
         # What Hydra raises before any job is about the command line.

@@ -278,6 +278,15 @@ def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob
     assert len(runs(tmp_path)) == 3
 
 
+def test_a_job_that_fails_in_another_process_does_not_cost_the_report(forks: Forks, tmp_path: Path):
+    launcher = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2", "teacher.source=auto,nowhere.safetensors"]
+    done = forks.run("lrp_compress", ["-m", *SMALL, *UNDISTILLED, "criterion=weight_l1", *launcher], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: agent file nowhere.safetensors does not exist"
+    (report,) = (tmp_path / "multirun").glob("*/report.html")
+    assert "breakout-weight_l1" in report.read_text()
+
+
 def save_untrained(path: Path, seed: int) -> None:
     """Write an agent of CleanRL that has learned nothing."""
     torch.manual_seed(seed)
