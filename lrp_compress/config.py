@@ -235,6 +235,7 @@ class LearnerConfig:
     """How an agent is trained (``conf/train``)."""
 
     algorithm: str = MISSING
+    start: str | None = MISSING
     steps: int = _within(1)
     envs: int = _within(1, 1024)
     hyperparameters: dict[str, Any] = MISSING

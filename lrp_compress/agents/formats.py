@@ -165,6 +165,40 @@ def network_from_state(
     return _build(source, layout, tensors), layout
 
 
+def fill_state(state: State, network: PolicyNetwork, source: str = "the agent") -> None:
+    """Write a network into another library's ``state_dict``, in place: the reverse of `network_from_state`.
+
+    Parameters
+    ----------
+    state : mapping of str to Tensor
+        Of a library that is known here. Each of a QR-DQN's quantiles becomes the Q-value.
+    network : PolicyNetwork
+        Without a dueling head.
+    source : str
+        What errors call the agent.
+
+    Raises
+    ------
+    UserError
+        If the two differ in the kind of their head, their layers or a width.
+    """
+    layout = next(layout for layout in LAYOUTS if _fits(layout, state))
+    if layout.head != network.head_kind:
+        raise UserError(f"{source} has a {network.head_kind} head, but {layout.name} learns a {layout.head} head")
+    modules, own = _modules(layout, state), network.state_dict()
+    names = _own_names(len(modules))
+    if names != [*network.widths, "head"]:
+        raise UserError(f"{source} has the layers {', '.join(network.widths)}; {layout.name} learns a Nature CNN")
+    for name, module in zip(names, modules, strict=True):
+        for kind in ("weight", "bias"):
+            target, values = state[f"{module}.{kind}"], own[f"{name}.{kind}"]
+            times = len(target) // len(values) if name == "head" else 1
+            values = torch.cat([values] * times)
+            if values.shape != target.shape:
+                raise UserError(f"{source} is no Nature CNN: {name} has {len(values)} channels, not {len(target)}")
+            target.copy_(values)
+
+
 def _read_state(path: Path) -> tuple[State, Mapping[str, Any]]:
     """Read the tensors, and what a Stable-Baselines3 zip says beside them in plain JSON."""
     settings: Mapping[str, Any] = {}

@@ -17,8 +17,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.formats import fill_state
 from lrp_compress.agents.inference import faster_precision
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork, fold_dueling
 from lrp_compress.config import LearnerConfig
 from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.registry import Registry
@@ -100,6 +102,32 @@ def make_learner(config: LearnerConfig, env: AtariVecEnv, device: str, seed: int
     # only now: the orthogonal initialisation of the policies fails on weights that lie channels last
     learner.policy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return learner
+
+
+def begin_with(learner: BaseAlgorithm, agent: Agent, source: str) -> None:
+    """Let a new learner's network be an agent's; what else it learns, such as PPO's value function, begins anew.
+
+    Parameters
+    ----------
+    learner : BaseAlgorithm
+        From `make_learner`.
+    agent : Agent
+        Of the learner's game, with the minimal action set.
+    source : str
+        What errors call it.
+
+    Raises
+    ------
+    UserError
+        If the algorithm cannot learn a network of its kind.
+    """
+    if agent.info.action_set != "minimal":
+        raise UserError(f"{source} chooses among all actions; trainings use the game's minimal action set")
+    policy: Any = learner.policy
+    fill_state(policy.state_dict(), fold_dueling(agent.network), source)
+    for name in ("q_net", "quantile_net"):
+        if hasattr(policy, name):
+            getattr(policy, f"{name}_target").load_state_dict(getattr(policy, name).state_dict())
 
 
 def hyperparameters(config: LearnerConfig) -> dict[str, Any]:

@@ -41,12 +41,15 @@ def write_card(
     """
     lineage, network = agent.info.lineage, agent.network
     fire = "; FIRE is pressed for it after a lost life" if agent.info.fire_on_life_loss else ""
+    steps = f"{lineage['steps']:,} agent steps"
+    if before := lineage.get("started_from", {}).get("steps"):
+        steps += f" after the {before:,} of the agent it started from"
     rows = {
         "file": f"`{game.name}.safetensors`, float16; loads with `lrp_compress.agents.checkpoints.load_agent`",
         "network": f"Nature CNN, widths {', '.join(map(str, network.widths.values()))}, {network.head_kind} head with "
         f"{network.actions} actions ({' '.join(action_names)}), no normalisation layers",
         "input": "uint8 (N, 4, 84, 84), oldest frame first, divided by 255",
-        "trained by": f"{lineage['trained_by']}, {lineage['steps']:,} agent steps, seed {lineage['seed']}; the learner "
+        "trained by": f"{lineage['trained_by']}, {steps}, seed {lineage['seed']}; the learner "
         f"saw clipped rewards and episodes that end with a life, no sticky actions{fire}",
         "command": f"`python -m lrp_compress.train {' '.join(overrides)}`",
         **{f"return, `{protocol}`": _score(evaluation) for protocol, evaluation in evaluations.items()},

@@ -23,7 +23,7 @@ from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import TrainConfig
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
-from lrp_compress.training.algorithms import make_learner
+from lrp_compress.training.algorithms import begin_with, make_learner
 from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from lrp_compress.training.vec_env import AtariVecEnv
 
@@ -39,7 +39,11 @@ def make_envs(config: TrainConfig, seed: int) -> AtariVecEnv:
 
 
 def learn(
-    config: TrainConfig, checkpoint: Path, tracker: Tracker, evaluate: Callable[[Agent, int], dict[str, float]]
+    config: TrainConfig,
+    checkpoint: Path,
+    tracker: Tracker,
+    evaluate: Callable[[Agent, int], dict[str, float]],
+    start: Agent | None = None,
 ) -> Agent:
     """Train an agent, or go on from the checkpoint.
 
@@ -54,6 +58,8 @@ def learn(
         no point and leaves no gap.
     evaluate : callable
         Called now and then with the agent so far and its steps; its metrics join the curves.
+    start : Agent or None
+        Where a training without a checkpoint begins; None for a new network.
 
     Returns
     -------
@@ -67,13 +73,18 @@ def learn(
         learner = make_learner(config.train, env, config.device, seed)
         if saved:
             restore(learner, saved)
+        elif start:
+            begin_with(learner, start, f"train.start={config.train.start}")
         if (left := config.train.steps - done) > 0:
             learner.set_logger(Logger(folder=None, output_formats=[]))
             returns = saved["returns"] if saved else []
             watch = _Watch(config, checkpoint, tracker, evaluate, returns)
             with watch.bar:
                 learner.learn(left, [CoresInTurn(), watch], log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-        return agent_of(learner, config)
+        agent = agent_of(learner, config)
+    if start:
+        agent.info.lineage["started_from"] = start.info.lineage
+    return agent
 
 
 def agent_of(learner: BaseAlgorithm, config: TrainConfig) -> Agent:

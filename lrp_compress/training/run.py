@@ -13,19 +13,20 @@ import yaml
 from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.envs import PROTOCOLS, minimal_actions
 from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
 from lrp_compress.atari.recording import record_play
-from lrp_compress.config import TrainConfig
+from lrp_compress.config import TeacherConfig, TrainConfig
 from lrp_compress.errors import UserError
 from lrp_compress.figures import return_strips
-from lrp_compress.files import stored
+from lrp_compress.files import file_digest, stored
 from lrp_compress.resume import STAGES, run_once
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.runs import check_store, training_view
 from lrp_compress.tracking.tracker import Tracker
-from lrp_compress.training.algorithms import make_learner
+from lrp_compress.training.algorithms import begin_with, make_learner
 from lrp_compress.training.card import write_card
 from lrp_compress.training.learning import learn, make_envs
 from lrp_compress.videos import side_by_side_video
@@ -55,7 +56,7 @@ def train(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str, flo
     path, checkpoint = stages / "agent.safetensors", stages / "checkpoint.pt"
     look = functools.partial(_look, config)
     save_half = functools.partial(save_agent, dtype=torch.float16)
-    stored(path, lambda: learn(config, checkpoint, tracker, look), save_half, load_agent)
+    stored(path, lambda: learn(config, checkpoint, tracker, look, find_start(config)), save_half, load_agent)
     agent = load_agent(path)  # as it is shipped, in half precision
     checkpoint.unlink(missing_ok=True)
     evaluations = {
@@ -105,7 +106,7 @@ def preflight(config: TrainConfig) -> None:
     ------
     UserError
         If there is no such device, the algorithm or a hyperparameter is unknown or refused, the game has no FIRE to
-        press, or the tracking store does not answer.
+        press, the agent to start from cannot be learned on, or the tracking store does not answer.
     """
     if config.device not in DEVICES:
         raise UserError(f"device={config.device} is unknown; choose from: {', '.join(DEVICES)}")
@@ -114,8 +115,18 @@ def preflight(config: TrainConfig) -> None:
     if config.train.fire_on_life_loss and "FIRE" not in minimal_actions(config.game.name):
         raise UserError(f"{config.game.name} has no FIRE action to press; set train.fire_on_life_loss=false")
     with contextlib.closing(make_envs(config, config.seed)) as env:
-        make_learner(dataclasses.replace(config.train, precision="float32"), env, config.device, config.seed)
+        learner = make_learner(dataclasses.replace(config.train, precision="float32"), env, config.device, config.seed)
+        if start := find_start(config):
+            begin_with(learner, start, f"train.start={config.train.start}")
     check_store(config.tracking)
+
+
+def find_start(config: TrainConfig) -> Agent | None:
+    """Load the agent that a training goes on from, if there is one."""
+    if config.train.start is None:
+        return None
+    teacher = TeacherConfig(config.train.start, None)
+    return load_teacher(Path(config.train.start), teacher, config.game, minimal_actions(config.game.name))
 
 
 def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> dict[str, float]:
@@ -137,7 +148,8 @@ def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> dict[str, floa
     """
     console = Console()
     tags = {"algorithm": config.train.algorithm} | ({"sweep": sweep} if sweep else {})
-    metrics = run_once(config, run_dir, {}, tags, functools.partial(train, config, run_dir), console)
+    identity = {} if config.train.start is None else {"start": file_digest(Path(config.train.start))}
+    metrics = run_once(config, run_dir, identity, tags, functools.partial(train, config, run_dir), console)
     for protocol in PROTOCOLS:
         mean, low, high = (metrics[f"{protocol}/return_{name}"] for name in ("mean", "ci_low", "ci_high"))
         console.print(f"return, {protocol:<6} {mean:.1f} ({low:.1f} to {high:.1f})", soft_wrap=True)

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from lrp_compress.agents.checkpoints import load_agent
+from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.files import read_json
 from tests.cli.commands import Command, environment
 from tests.cli.forks import Forks
@@ -131,6 +132,9 @@ def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Co
         ),
         (["game=pong", "train.hyperparameters.gama=1"], "did you mean gamma?"),
         (["game=pong", "train.hyperparameters.device=cpu"], "device is unknown"),
+        (["game=pong", "train.start=nowhere.safetensors"], "agent file nowhere.safetensors does not exist"),
+        (["game=pong", f"train.start={teachers_dir()}/breakout.safetensors"], "plays breakout, not pong"),
+        (["game=breakout", "algorithm=dqn", f"train.start={teachers_dir()}/breakout.safetensors"], "has a policy head"),
         (["game=pong", "train.step=5"], "did you mean train.steps?"),
         (["game=pong", "prune.ratio=0.5"], "there is no setting prune.ratio"),
     ],

@@ -14,12 +14,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from stable_baselines3.common.torch_layers import NatureCNN
 
-from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
+from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas
 from lrp_compress.config import TrainConfig
 from lrp_compress.errors import UserError
 from lrp_compress.tracking.tracker import Tracker
-from lrp_compress.training.algorithms import make_learner
+from lrp_compress.training.algorithms import begin_with, make_learner
 from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from lrp_compress.training.learning import agent_of, learn, make_envs
 from lrp_compress.training.policies import FastNatureCNN
@@ -122,6 +123,42 @@ def test_the_number_of_quantiles_can_be_set():
     with contextlib.closing(make_envs(config("qrdqn"), 0)) as env:
         learner = make_learner(config("qrdqn").train, env, "cpu", 0)
         assert learner.policy.state_dict()["quantile_net.quantile_net.0.weight"].shape == (16 * env.actions, 512)
+
+
+def test_a_training_can_start_with_an_agent(trained: Trained):
+    settings, agent = trained.settings, trained.agent
+    with contextlib.closing(make_envs(settings, 0)) as env:
+        learner = make_learner(settings.train, env, "cpu", 5)
+        begin_with(learner, agent, "it")
+        begun = agent_of(learner, settings).network.state_dict()
+    for name, tensor in agent.network.state_dict().items():
+        torch.testing.assert_close(begun[name], tensor, msg=name)
+    state = learner.policy.state_dict()
+    for name in (name for name in state if "_target." in name):
+        assert state[name].equal(state[name.replace("_target.", ".")]), name
+
+
+def test_an_agent_knows_what_it_started_from(trained: Trained, tmp_path: Path):
+    agent = learn(trained.settings, tmp_path / "checkpoint.pt", Tracker(), no_look, trained.agent)
+    assert agent.info.lineage["started_from"] == trained.agent.info.lineage
+    assert agent.info.lineage["steps"] == 256
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (PolicyNetwork(NATURE_WIDTHS, "policy", 4), "it has a policy head, but Stable-Baselines3 DQN learns a q head"),
+        (PolicyNetwork(NATURE_WIDTHS | {"conv2": 48}, "q", 4), "it is no Nature CNN: conv2 has 48 channels, not 64"),
+        (PolicyNetwork(NATURE_WIDTHS | {"fc2": 8}, "q", 4), "Stable-Baselines3 DQN learns a Nature CNN"),
+    ],
+)
+def test_an_agent_that_cannot_be_started_from(network: PolicyNetwork, message: str):
+    agent = Agent(network, AgentInfo("breakout", "minimal", False, {}, all_channels(network.widths)))
+    with contextlib.closing(make_envs(config("dqn"), 0)) as env:
+        learner = make_learner(config("dqn").train, env, "cpu", 0)
+        with pytest.raises(UserError, match=message) as raised:
+            begin_with(learner, agent, "it")
+    assert "\n" not in str(raised.value)
 
 
 def test_learning_changes_every_layer(trained: Trained):
