@@ -192,10 +192,10 @@ def fill_state(state: State, network: PolicyNetwork, source: str = "the agent") 
     for name, module in zip(names, modules, strict=True):
         for kind in ("weight", "bias"):
             target, values = state[f"{module}.{kind}"], own[f"{name}.{kind}"]
-            times = len(target) // len(values) if name == "head" else 1
-            values = torch.cat([values] * times)
+            if name == "head":  # once for each quantile
+                values = torch.cat([values] * max(1, len(target) // len(values)))
             if values.shape != target.shape:
-                raise UserError(f"{source} is no Nature CNN: {name} has {len(values)} channels, not {len(target)}")
+                raise UserError(f"{source} has {len(values)} outputs in {name}, but {layout.name} learns {len(target)}")
             target.copy_(values)
 
 

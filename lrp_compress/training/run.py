@@ -122,7 +122,13 @@ def preflight(config: TrainConfig) -> None:
 
 
 def find_start(config: TrainConfig) -> Agent | None:
-    """Load the agent that a training goes on from, if there is one."""
+    """Load the agent that a training goes on from, if there is one.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read or plays another game.
+    """
     if config.train.start is None:
         return None
     teacher = TeacherConfig(config.train.start, None)

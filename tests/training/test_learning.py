@@ -148,7 +148,11 @@ def test_an_agent_knows_what_it_started_from(trained: Trained, tmp_path: Path):
     ("network", "message"),
     [
         (PolicyNetwork(NATURE_WIDTHS, "policy", 4), "it has a policy head, but Stable-Baselines3 DQN learns a q head"),
-        (PolicyNetwork(NATURE_WIDTHS | {"conv2": 48}, "q", 4), "it is no Nature CNN: conv2 has 48 channels, not 64"),
+        (
+            PolicyNetwork(NATURE_WIDTHS | {"conv2": 48}, "q", 4),
+            "it has 48 outputs in conv2, but Stable-Baselines3 DQN learns 64",
+        ),
+        (PolicyNetwork(NATURE_WIDTHS, "q", 6), "it has 6 outputs in head, but Stable-Baselines3 DQN learns 4"),
         (PolicyNetwork(NATURE_WIDTHS | {"fc2": 8}, "q", 4), "Stable-Baselines3 DQN learns a Nature CNN"),
     ],
 )
