@@ -123,7 +123,7 @@ class DistillConfig:
     replay_states: int = _within(1024)
     passes: float = _within(0, open_low=True)
     batch_size: int = _within(1)
-    learning_rate: float = _within(0, open_low=True)
+    learning_rate: float | None = _within(0, open_low=True)
     weight_decay: float = _within(0)
     max_grad_norm: float = _within(0, open_low=True)
     min_agreement: float | None = _within(0, 1)

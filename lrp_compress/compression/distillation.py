@@ -30,6 +30,8 @@ CHECKS = 20  # comparisons of the student with its best so far, over the whole d
 # Environment steps before the first gradient step, so that no batch is all opening moves; in short runs a share of all.
 WARMUP_STEPS = 4096
 WARMUP_SHARE = 0.05
+# A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
+LEARNING_RATES = {"policy": 3e-3, "q": 3e-4, "dueling": 3e-4}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -201,13 +203,14 @@ class _Learner:
         self.samples = 0
         self._total = samples
         self._config = config
+        self._learning_rate = config.learning_rate or LEARNING_RATES[student.head_kind]
         self._unit = unit
         self._temperature = temperature / unit
         self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
         self._optimiser = torch.optim.AdamW(
-            student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            student.parameters(), lr=self._learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._rng = torch.Generator().manual_seed(seed)
 
@@ -230,7 +233,7 @@ class _Learner:
 
     def _step(self, observations: Tensor, labels: Tensor) -> None:
         for group in self._optimiser.param_groups:
-            group["lr"] = self._config.learning_rate * (1 - self.progress)
+            group["lr"] = self._learning_rate * (1 - self.progress)
         outputs, hints = labels.tensor_split([self.student.actions], dim=1)
         with dense_values(self.student) as values:
             own_outputs = fast_outputs(self.student, observations, self.dtype)

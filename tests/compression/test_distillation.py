@@ -186,23 +186,40 @@ def test_the_seed_decides(teacher: Agent, play: Rollouts):
     assert (one[2] - other[2]).abs().max() > 1e-3
 
 
+def q_agent(teacher: Agent, scale: float = 1.0) -> Agent:
+    """The teacher's network with its outputs, times a scale, taken for Q-values."""
+    network = PolicyNetwork(teacher.network.widths, "q", teacher.network.actions)
+    network.load_state_dict(teacher.network.state_dict())
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.mul_(scale)
+    return dataclasses.replace(teacher, network=network)
+
+
 def test_the_scale_of_q_values_does_not_matter(teacher: Agent, play: Rollouts):
     """Values as close together as 1/1024 of the teacher's are learned as well as the teacher's."""
     results = []
     for scale in (1.0, 2.0**-10):
-        network = PolicyNetwork(teacher.network.widths, "q", teacher.network.actions)
-        network.load_state_dict(teacher.network.state_dict())
-        with torch.no_grad():
-            for parameter in network.head.parameters():
-                parameter.mul_(scale)
+        agent = q_agent(teacher, scale)
         scaled = dataclasses.replace(play, outputs=play.outputs * scale)
-        agent = dataclasses.replace(teacher, network=network)
         results.append(distilled(pruned(agent, 0.6), agent, scaled, 600, rule=ActionRule("greedy", 0.05))[0])
     plain, small = results
     assert small.temperature == pytest.approx(plain.temperature / 1024)
     assert [check.agreement for check in small.curve] == pytest.approx([check.agreement for check in plain.curve])
     assert [check.loss for check in small.curve] == pytest.approx([check.loss for check in plain.curve], rel=1e-3)
     torch.testing.assert_close(1024 * small.network.head.weight, plain.network.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_q_networks_learn_in_smaller_steps(teacher: Agent, play: Rollouts):
+    """Without a learning rate given, policies take that of 3e-3 and Q-networks a tenth of it."""
+    for agent, rate, rule in ((teacher, 3e-3, SAMPLE), (q_agent(teacher), 3e-4, ActionRule("greedy", 0.05))):
+        student = pruned(agent, 0.6)
+        default, given = (
+            distilled(student, agent, play, 300, rule=rule, learning_rate=learning_rate)[0].network
+            for learning_rate in (None, rate)
+        )
+        torch.testing.assert_close(weights(default), weights(given), rtol=0, atol=1e-5)
+        assert (weights(default) - weights(student)).abs().max() > 1e-4
 
 
 def test_a_copy_of_the_teacher_stays_one(teacher: Agent, play: Rollouts):
