@@ -17,13 +17,13 @@ from lrp_compress.config import (
     Config,
     FirmwareConfig,
     PlayConfig,
-    Range,
     RootConfig,
     SearchConfig,
     TrainConfig,
     flatten,
 )
 from lrp_compress.errors import UserError, unknown_name
+from lrp_compress.ranges import Range
 
 Root = TypeVar("Root", bound=RootConfig)
 

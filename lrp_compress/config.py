@@ -7,7 +7,6 @@ Every field is mandatory here, so that each value is written down in YAML once. 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,40 +15,10 @@ from omegaconf import MISSING
 
 from lrp_compress import __version__
 from lrp_compress.files import value_digest
+from lrp_compress.ranges import RATIO, one_of, within
 
 # What does not change a run's results, and so is no part of its identity.
 INCIDENTAL = ("tracking", "cache_dir", "device", "force", "window")
-
-
-@dataclass(frozen=True)
-class Range:
-    """Allowed values of a number: from `low` to `high`, the ends included unless said otherwise."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        if self.high == math.inf:
-            return f"{'above' if self.open_low else 'at least'} {self.low:g}"
-        return f"in {'(' if self.open_low else '['}{self.low:g}, {self.high:g}{')' if self.open_high else ']'}"
-
-
-def _within(low: float = -math.inf, high: float = math.inf, **ends: bool) -> Any:
-    return field(default=MISSING, metadata={"allowed": Range(low, high, **ends)})
-
-
-def _one_of(*names: str) -> Any:
-    return field(default=MISSING, metadata={"allowed": names})
-
-
-RATIO = Range(0, 1, open_high=True)
 
 
 @dataclass
@@ -74,10 +43,10 @@ class TeacherConfig:
 class RolloutsConfig:
     """States the teacher visits (``conf/rollouts``)."""
 
-    states: int = _within(64)
-    envs: int = _within(1, 256)
-    block: int = _within(1)
-    every: int = _within(1)
+    states: int = within(64)
+    envs: int = within(1, 256)
+    block: int = within(1)
+    every: int = within(1)
 
 
 @dataclass
@@ -86,9 +55,9 @@ class CriterionConfig:
 
     name: str = MISSING
     composite: str = MISSING
-    relevance_seed: str = _one_of("greedy", "all", "softmax")
-    states: int = _within(1)
-    batch_size: int = _within(1)
+    relevance_seed: str = one_of("greedy", "all", "softmax")
+    states: int = within(1)
+    batch_size: int = within(1)
 
 
 @dataclass
@@ -97,12 +66,12 @@ class PruneConfig:
 
     ratio: float = field(default=MISSING, metadata={"allowed": RATIO})
     layer_ratios: dict[str, float] = field(default=MISSING, metadata={"allowed": RATIO})
-    layers: str = _one_of("all", "conv")
-    scope: str = _one_of("layer", "global")
+    layers: str = one_of("all", "conv")
+    scope: str = one_of("layer", "global")
     schedule: str = MISSING
-    steps: int = _within(1, 100)
-    min_width: int = _within(1)
-    round_to: str = _one_of("none", "desktop", "cortex_m")
+    steps: int = within(1, 100)
+    min_width: int = within(1)
+    round_to: str = one_of("none", "desktop", "cortex_m")
     evaluate: bool = MISSING
 
 
@@ -111,60 +80,60 @@ class DistillConfig:
     """How the student learns from the teacher (``conf/distill``)."""
 
     loss: str = MISSING
-    temperature: float | None = _within(0, open_low=True)
-    hint: float = _within(0)
+    temperature: float | None = within(0, open_low=True)
+    hint: float = within(0)
     match_entropy: bool = MISSING
-    samples: int = _within(0)
-    step_samples: int = _within(0)
-    data: str = _one_of("teacher", "student", "mixed")
-    teacher_fraction: float = _within(0, 1)
-    epsilon: float = _within(0, 1)
-    envs: int = _within(4, 1024)
-    replay_states: int = _within(1024)
-    passes: float = _within(0, open_low=True)
-    batch_size: int = _within(1)
-    learning_rate: float | None = _within(0, open_low=True)
-    weight_decay: float = _within(0)
-    max_grad_norm: float = _within(0, open_low=True)
-    min_agreement: float | None = _within(0, 1)
-    precision: str = _one_of("auto", "float32", "bfloat16")
+    samples: int = within(0)
+    step_samples: int = within(0)
+    data: str = one_of("teacher", "student", "mixed")
+    teacher_fraction: float = within(0, 1)
+    epsilon: float = within(0, 1)
+    envs: int = within(4, 1024)
+    replay_states: int = within(1024)
+    passes: float = within(0, open_low=True)
+    batch_size: int = within(1)
+    learning_rate: float | None = within(0, open_low=True)
+    weight_decay: float = within(0)
+    max_grad_norm: float = within(0, open_low=True)
+    min_agreement: float | None = within(0, 1)
+    precision: str = one_of("auto", "float32", "bfloat16")
 
 
 @dataclass
 class EvaluateConfig:
     """How agents are evaluated (``conf/evaluate``)."""
 
-    episodes: int = _within(2)
-    envs: int = _within(1, 256)
-    action: str = _one_of("auto", "sample", "epsilon", "greedy")
-    epsilon: float = _within(0, 1)
-    stall_limit: int = _within(1)
-    max_frames: int = _within(4)
-    confidence: float = _within(0, 1, open_low=True, open_high=True)
+    episodes: int = within(2)
+    envs: int = within(1, 256)
+    action: str = one_of("auto", "sample", "epsilon", "greedy")
+    epsilon: float = within(0, 1)
+    stall_limit: int = within(1)
+    max_frames: int = within(4)
+    confidence: float = within(0, 1, open_low=True, open_high=True)
 
 
 @dataclass
 class LatencyConfig:
     """How latency is measured (``conf/latency``)."""
 
-    rounds: int = _within(1)
-    decisions: int = _within(1)
-    warmup: int = _within(0)
-    threads: int = _within(1)
-    max_spread: float = _within(0, open_low=True)
-    attempts: int = _within(1)
+    rounds: int = within(1)
+    decisions: int = within(1)
+    warmup: int = within(0)
+    threads: int = within(1)
+    max_spread: float = within(0, open_low=True)
+    attempts: int = within(1)
 
 
 @dataclass
 class QuantizeConfig:
     """How the student becomes int8 (``conf/quantize``)."""
 
-    kind: str = _one_of("none", "int8")
-    states: int = _within(2)
-    min_agreement: float = _within(0, 1)
-    distill: str = _one_of("auto", "never", "always")
-    samples: int = _within(1)
-    learning_rate: float = _within(0, open_low=True)
+    kind: str = one_of("none", "int8")
+    states: int = within(2)
+    min_agreement: float = within(0, 1)
+    distill: str = one_of("auto", "never", "always")
+    samples: int = within(1)
+    learning_rate: float = within(0, open_low=True)
 
 
 @dataclass
@@ -173,7 +142,7 @@ class TrackingConfig:
 
     uri: str | None = MISSING
     experiment: str = MISSING
-    timeout_s: float = _within(0, open_low=True)
+    timeout_s: float = within(0, open_low=True)
 
 
 @dataclass
@@ -191,8 +160,8 @@ class Config:
     export: list[str] = MISSING
     latency: LatencyConfig = MISSING
     tracking: TrackingConfig = MISSING
-    protocol: str = _one_of("noop", "sticky")
-    seed: int = _within(0, 2**31 - 1)
+    protocol: str = one_of("noop", "sticky")
+    seed: int = within(0, 2**31 - 1)
     cache_dir: str = MISSING
     force: bool = MISSING
 
@@ -207,10 +176,10 @@ class SpaceConfig:
     """What a search may try (``hydra.sweeper.space``)."""
 
     name: str = MISSING
-    max_steps: int = _within(2, 100)
+    max_steps: int = within(2, 100)
     max_ratio: float = field(default=MISSING, metadata={"allowed": RATIO})
-    min_samples: int = _within(1)
-    max_samples: int = _within(1)
+    min_samples: int = within(1)
+    max_samples: int = within(1)
 
 
 @dataclass
@@ -223,11 +192,11 @@ class SearchConfig:
     objectives: list[str] = MISSING
     floor: float | None = MISSING
     sampler: str = MISSING
-    seed: int = _within(0, 2**31 - 1)
-    n_trials: int = _within(1)
-    n_jobs: int = _within(1)
-    confirm_episodes: int = _within(2)
-    stale_minutes: float = _within(0, open_low=True)
+    seed: int = within(0, 2**31 - 1)
+    n_trials: int = within(1)
+    n_jobs: int = within(1)
+    confirm_episodes: int = within(2)
+    stale_minutes: float = within(0, open_low=True)
 
 
 @dataclass
@@ -236,16 +205,16 @@ class LearnerConfig:
 
     algorithm: str = MISSING
     start: str | None = MISSING
-    steps: int = _within(1)
-    envs: int = _within(1, 1024)
+    steps: int = within(1)
+    envs: int = within(1, 1024)
     hyperparameters: dict[str, Any] = MISSING
-    adam_epsilon: float = _within(0, open_low=True)
+    adam_epsilon: float = within(0, open_low=True)
     fire_on_life_loss: bool = MISSING
-    precision: str = _one_of("auto", "float32", "bfloat16")
-    log_every: int = _within(1)
-    checkpoint_minutes: float = _within(0)
-    evaluate_every: int = _within(1)
-    evaluate_episodes: int = _within(2)
+    precision: str = one_of("auto", "float32", "bfloat16")
+    log_every: int = within(1)
+    checkpoint_minutes: float = within(0)
+    evaluate_every: int = within(1)
+    evaluate_episodes: int = within(2)
 
 
 @dataclass
@@ -257,7 +226,7 @@ class TrainConfig:
     evaluate: EvaluateConfig = MISSING
     tracking: TrackingConfig = MISSING
     device: str = MISSING
-    seed: int = _within(0, 2**31 - 1)
+    seed: int = within(0, 2**31 - 1)
     force: bool = MISSING
 
     @property
@@ -275,10 +244,10 @@ class PlayConfig:
     criterion: CriterionConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     tracking: TrackingConfig = MISSING
-    protocol: str = _one_of("noop", "sticky")
-    seconds: float = _within(0, open_low=True)
+    protocol: str = one_of("noop", "sticky")
+    seconds: float = within(0, open_low=True)
     window: bool | None = MISSING
-    seed: int = _within(0, 2**31 - 1)
+    seed: int = within(0, 2**31 - 1)
     cache_dir: str = MISSING
 
     @property
@@ -294,14 +263,14 @@ class FirmwareConfig:
     game: GameConfig = MISSING
     agent: str = MISSING
     board: str = MISSING
-    frames: int = _within(1)
+    frames: int = within(1)
     play: bool = MISSING
-    episodes: int = _within(1)
-    timeout_s: float = _within(0, open_low=True)
+    episodes: int = within(1)
+    timeout_s: float = within(0, open_low=True)
     evaluate: EvaluateConfig = MISSING
     tracking: TrackingConfig = MISSING
-    protocol: str = _one_of("noop", "sticky")
-    seed: int = _within(0, 2**31 - 1)
+    protocol: str = one_of("noop", "sticky")
+    seed: int = within(0, 2**31 - 1)
     force: bool = MISSING
 
     @property
