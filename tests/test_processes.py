@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -71,3 +72,27 @@ def test_git_state_is_that_of_the_package(tmp_path: Path) -> None:
     assert state() == str({"git_sha": sha, "git_dirty": "false"})
     (package / "errors.py").write_text((package / "errors.py").read_text() + "\n")
     assert state() == str({"git_sha": sha, "git_dirty": "true"})
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep their own counsel")
+def test_freed_memory_is_kept() -> None:
+    """Blocks of a gradient step are paged in once, not at every step."""
+    steps = """
+import resource, sys, numpy as np
+from lrp_compress.processes import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def step():
+    return [np.ones(20_000_000, np.uint8) for _ in range(4)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept, usual = (
+        int(subprocess.run([sys.executable, "-c", steps, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("kept", "usual")
+    )
+    assert kept < 100
+    assert usual > 10 * kept

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sb3_contrib import QRDQN
@@ -24,7 +24,7 @@ from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork, fold_duel
 from lrp_compress.config import LearnerConfig
 from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.registry import Registry
-from lrp_compress.training.policies import FastNatureCNN
+from lrp_compress.training.policies import FastNatureCNN, PixelPolicy
 from lrp_compress.training.replay import FrameReplayBuffer
 from lrp_compress.training.vec_env import AtariVecEnv
 
@@ -44,6 +44,8 @@ ALGORITHMS.register("qrdqn")(QRDQN)  # Dabney et al. 2018
 @ALGORITHMS.register("ppo")
 class AnnealedPPO(PPO):
     """PPO (Schulman et al. 2017) whose entropy coefficient can be a schedule, as its learning rate can."""
+
+    policy_aliases: ClassVar = {"CnnPolicy": PixelPolicy}
 
     @functools.wraps(PPO.__init__)  # type: ignore[misc]  # its signature tells which hyperparameters there are
     def __init__(self, *args: Any, ent_coef: float | Schedule = 0.0, **kwargs: Any) -> None:

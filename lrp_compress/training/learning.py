@@ -21,6 +21,7 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.formats import network_from_state
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import TrainConfig
+from lrp_compress.processes import keep_freed_memory
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import begin_with, make_learner
@@ -66,6 +67,7 @@ def learn(
     Agent
         After ``config.train.steps`` steps, rounded up to whole updates.
     """
+    keep_freed_memory()
     saved = read_checkpoint(checkpoint)
     done = saved["counters"]["num_timesteps"] if saved else 0
     seed = stage_seed(config.seed, "train", done)  # goes on with other games than those already played

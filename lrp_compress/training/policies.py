@@ -1,4 +1,4 @@
-"""The Nature CNN as Stable-Baselines3's features extractor, computed the fast way."""
+"""The Nature CNN as Stable-Baselines3's features extractor, computed the fast way, and PPO's policy around it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
@@ -32,9 +33,21 @@ class FastNatureCNN(NatureCNN):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Compute features, float32 (N, 512), from pixels in [0, 255], shape (N, 4, 84, 84), of any type."""
-        # policies hand them over as floats; the way over int16 takes less than half the time
-        pixels = observations.to(torch.int16).to(torch.uint8)
+        pixels = observations
+        if pixels.is_floating_point():  # the way over int16 takes less than half the time
+            pixels = pixels.to(torch.int16).to(torch.uint8)
         with mixed_precision(pixels.device, self._dtype):
             conv1 = cast(nn.Conv2d, self.cnn[0])
             features: Tensor = self.linear(self.cnn[1:](fast_conv1(conv1, pixels, self._dtype)))
         return features.float()
+
+
+class PixelPolicy(ActorCriticCnnPolicy):
+    """`ActorCriticCnnPolicy` that learns from the pixels as they are, without making floats of them first."""
+
+    def extract_features(  # type: ignore[override]
+        self, obs: Tensor, features_extractor: nn.Module | None = None
+    ) -> Tensor:
+        """Compute features, float32 (N, 512), of uint8 observations, shape (N, 4, 84, 84)."""
+        features: Tensor = self.features_extractor(obs)
+        return features

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
@@ -117,6 +118,14 @@ def test_the_agent_computes_what_its_learner_does(trained: Trained):
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
     assert agent.network.head_kind == ("policy" if algorithm == "ppo" else "q")
     assert agent.info.lineage["steps"] == 256
+
+
+def test_ppo_learns_from_pixels_what_it_would_from_floats():
+    with contextlib.closing(make_envs(config(), 0)) as env:
+        policy: Any = make_learner(config().train, env, "cpu", 0).policy
+    fast = policy.extract_features(pixels())
+    torch.testing.assert_close(fast, ActorCriticCnnPolicy.extract_features(policy, pixels()))
+    assert fast.requires_grad
 
 
 def test_the_number_of_quantiles_can_be_set():
