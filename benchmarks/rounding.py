@@ -22,7 +22,7 @@ from lrp_compress.deployment.latency import Decision, measure_latency, onnx_deci
 from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 
-CONFIG = LatencyConfig(rounds=40, decisions=100, warmup=10, threads=1, max_spread=1.0, attempts=1)
+CONFIG = LatencyConfig(rounds=40, decisions=100, warmup=10, threads=1, max_spread=1.0, max_rounds=40)
 HALF = {name: width // 2 for name, width in NATURE_WIDTHS.items()}
 NEIGHBOURS = {"conv1": (6, 8, 12, 15, 16, 17, 20, 24), "conv2": (28, 29, 31, 32, 33, 36), "fc1": (240, 255, 256, 257)}
 RATIOS = (0.45, 0.6, 0.7, 0.85)
@@ -51,7 +51,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         decisions = {name: decision(widths, Path(folder)) for name, widths in variants.items()}
-        measured = measure_latency(decisions, CONFIG, seed=0)
+        measured = measure_latency(decisions, [], CONFIG, seed=0)
     for name, latency in measured.items():
         print(f"{name:22}{'-'.join(map(str, variants[name].values())):>16}{1e3 * latency.p50_ms:8.1f} us")
     for ratio in RATIOS:

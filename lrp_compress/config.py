@@ -121,7 +121,7 @@ class LatencyConfig:
     warmup: int = within(0)
     threads: int = within(1)
     max_spread: float = within(0, open_low=True)
-    attempts: int = within(1)
+    max_rounds: int = within(1)
 
 
 @dataclass

@@ -22,7 +22,7 @@ from lrp_compress.config import RolloutsConfig
 from lrp_compress.deployment.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.deviation import Deviation
 from lrp_compress.deployment.exports import EXPORTS, Deliverable, Int8Source
-from lrp_compress.deployment.latency import Decision, Latency, measure_steadily, onnx_decision, torch_decision
+from lrp_compress.deployment.latency import Decision, Latency, measure_latency, onnx_decision, torch_decision
 from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
@@ -194,7 +194,7 @@ class Delivery:
                 decisions[name] = onnx_decision(OnnxPolicy(path), observation)
             for name, agent in agents.items():
                 decisions[TORCH + name] = torch_decision(agent.network, observation)
-            return measure_steadily(decisions, pairs, self._config.latency, stage_seed(self._config.seed, "latency"))
+            return measure_latency(decisions, pairs, self._config.latency, stage_seed(self._config.seed, "latency"))
 
         return stored(
             self._folder / "latency.json",

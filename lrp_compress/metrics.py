@@ -81,6 +81,7 @@ def _profile(network: PolicyNetwork) -> dict[str, float]:
 
 def _times(latency: Latency) -> dict[str, float]:
     return {
+        "latency_min_ms": latency.min_ms,
         "latency_p50_ms": latency.p50_ms,
         "latency_p90_ms": latency.p90_ms,
         "latency_p99_ms": latency.p99_ms,

@@ -74,7 +74,7 @@ FILE_RATIO_ROWS: Rows = (
     ("return kept", ("return_kept",), _percent),
     ("times smaller", ("compression",), _factor),
     ("speedup", ("speedup",), _factor),
-    ("  over rounds", ("speedup_low", "speedup_high"), _factor),
+    ("  its interval", ("speedup_low", "speedup_high"), _factor),
 )
 
 

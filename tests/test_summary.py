@@ -87,7 +87,7 @@ def test_figures_are_written_for_people(label: str, expected: list[str]) -> None
         ("return kept", [DASH, "98.8 %", "50.0 %"]),
         ("times smaller", [DASH, "683.40 x", DASH]),
         ("speedup", [DASH, "1.84 x", DASH]),
-        ("over rounds", [DASH, "1.70 x to 1.96 x", DASH]),
+        ("its interval", [DASH, "1.70 x to 1.96 x", DASH]),
     ],
 )
 def test_figures_of_files_are_written_for_people(label: str, expected: list[str]) -> None:

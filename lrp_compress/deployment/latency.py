@@ -8,10 +8,12 @@ timed by itself, with the monotonic high-resolution clock and with the thread's 
 the input, Python's garbage collector is off, the number of threads is fixed, and a single thread is pinned to one core.
 All three settings are put back afterwards.
 
-What other programs on the machine add is not removed but shown: in the tail (p99, p99.9, maximum), beside the CPU time
-which they do not lengthen by waiting, in the spread over the rounds, and in the number of involuntary context switches.
-The speedup compares the teacher and the student round by round; where it varies too much from round to round, all of
-it is measured again, and the steadiest measurement counts.
+What other programs on the machine add is not removed from the latencies but shown: in the tail (p99, p99.9, maximum),
+beside the CPU time, and in the number of involuntary context switches. It does not slow all networks alike: one whose
+weights do not fit into the core's own cache waits for memory that others use, also on a core of its own, so that a
+ratio of medians says more about the neighbours than about the networks. The speedup therefore compares the fastest
+decision of each, the one that was disturbed least (Chen and Revels 2016, "Robust benchmarking in noisy environments").
+Rounds are added until it no longer depends on which of them are looked at.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ Decision = Callable[[], int]
 
 # Atari's 60 frames per second; with frame skip 4 a decision is due every 1/15 s.
 DEADLINES_HZ = (60, 30, 15)
+RESAMPLES = 1000  # of the bootstrap
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,22 @@ class Latency:
 
     Attributes
     ----------
-    p50_ms, p90_ms, p99_ms, p999_ms, max_ms, mean_ms : float
-        Quantiles (linear interpolation), maximum and mean over all timed decisions, in milliseconds.
+    min_ms, p50_ms, p90_ms, p99_ms, p999_ms, max_ms, mean_ms : float
+        Fastest, quantiles (linear interpolation), slowest and mean of all timed decisions, in milliseconds.
     cpu_p50_ms, cpu_p99_ms : float
         Quantiles of the thread's CPU time, in milliseconds.
     late : dict of str to float
         Share of the decisions that took longer than 1/60, 1/30 and 1/15 s, by ``"60hz"``, ``"30hz"`` and ``"15hz"``.
     decisions : int
         Number of timed decisions.
-    round_p50_ms : list of float
-        Median of each round, in milliseconds, in the order of the rounds.
+    round_min_ms : list of float
+        Fastest decision of each round, in milliseconds, in the order of the rounds.
     involuntary_switches : int
         How often the system took the processor from the process during this network's turns. Many of them for the
         number of decisions mean a busy machine, and a tail that is not the network's own.
     """
 
+    min_ms: float
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -73,7 +77,7 @@ class Latency:
     cpu_p99_ms: float
     late: dict[str, float]
     decisions: int
-    round_p50_ms: list[float]
+    round_min_ms: list[float]
     involuntary_switches: int
 
 
@@ -84,9 +88,10 @@ class Speedup:
     Attributes
     ----------
     ratio : float
-        Teacher's median over student's median, all decisions together.
+        Teacher's fastest decision over student's fastest.
     low, high : float
-        2.5 % and 97.5 % quantile of the same ratio taken in each round by itself.
+        95 % bootstrap interval: 2.5 % and 97.5 % quantile of the same ratio when the rounds are drawn with replacement.
+        Wide where the fastest decisions come from few rounds, as on a machine that hardly rests.
     """
 
     ratio: float
@@ -95,7 +100,7 @@ class Speedup:
 
     @property
     def spread(self) -> float:
-        """Width of the interval over the rounds, as a share of the ratio."""
+        """Width of the interval, as a share of the ratio."""
         return (self.high - self.low) / self.ratio
 
 
@@ -130,65 +135,46 @@ def _checked(observation: Tensor) -> Tensor:
     return observation.cpu().contiguous()
 
 
-def measure_steadily(
+def measure_latency(
     decisions: Mapping[str, Decision], pairs: Sequence[tuple[str, str]], config: LatencyConfig, seed: int
 ) -> dict[str, Latency]:
-    """Measure latencies, and again while a speedup varies too much over the rounds.
-
-    Parameters
-    ----------
-    decisions, config, seed
-        As in `measure_latency`; `config` also says which spread is too wide and how often to measure at most.
-    pairs : sequence of (str, str)
-        Names of teachers and students whose speedups must be steady.
-
-    Returns
-    -------
-    dict of str to Latency
-        Of the measurement in which the widest spread was narrowest.
-    """
-
-    def widest(measured: Mapping[str, Latency]) -> float:
-        return max(speedup(measured[teacher], measured[student]).spread for teacher, student in pairs)
-
-    measurements: list[dict[str, Latency]] = []
-    while len(measurements) < config.attempts:
-        measurements.append(measure_latency(decisions, config, seed + len(measurements)))
-        if widest(measurements[-1]) <= config.max_spread:
-            break
-    return min(measurements, key=widest)
-
-
-def measure_latency(decisions: Mapping[str, Decision], config: LatencyConfig, seed: int) -> dict[str, Latency]:
     """Measure several latencies against each other; the method is described at the top of this module.
 
     Parameters
     ----------
     decisions : mapping of str to callable
         By a name of choice; see `torch_decision` and `onnx_decision`.
+    pairs : sequence of (str, str)
+        Names of teachers and students; rounds are added while the interval of one's speedup is too wide.
     config : LatencyConfig
-        Rounds; timed and untimed (`warmup`) decisions per turn; threads of PyTorch.
+        Rounds at least and at most; the widest interval; timed and untimed (`warmup`) decisions per turn; threads of
+        PyTorch.
     seed : int
         Seed of the order of turns.
 
     Returns
     -------
     dict of str to Latency
-        By the same names.
+        By the same names, over all rounds.
     """
     times: dict[str, list[_Turn]] = {name: [] for name in decisions}
     switches = dict.fromkeys(decisions, 0)
+    measured: dict[str, Latency] = {}
     with _steady_process(config.threads), torch.inference_mode():
-        for order in turn_orders(list(decisions), config.rounds, seed):
-            for name in order:
-                _time_decisions(decisions[name], config.warmup)
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-                times[name].append(_time_decisions(decisions[name], config.decisions))
-                switches[name] += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
-    return {
-        name: summarise_times([turn.wall for turn in turns], [turn.cpu for turn in turns], switches[name])
-        for name, turns in times.items()
-    }
+        for block in range(0, max(config.max_rounds, config.rounds), config.rounds):
+            for order in turn_orders(list(decisions), config.rounds, seed + block):
+                for name in order:
+                    _time_decisions(decisions[name], config.warmup)
+                    before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+                    times[name].append(_time_decisions(decisions[name], config.decisions))
+                    switches[name] += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - before
+            measured = {
+                name: summarise_times([turn.wall for turn in turns], [turn.cpu for turn in turns], switches[name])
+                for name, turns in times.items()
+            }
+            if all(speedup(measured[one], measured[other]).spread <= config.max_spread for one, other in pairs):
+                break
+    return measured
 
 
 def turn_orders(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]:
@@ -213,6 +199,7 @@ def summarise_times(
     p50, p90, p99, p999 = (float(quantile) for quantile in np.quantile(wall, [0.5, 0.9, 0.99, 0.999]))
     cpu_p50, cpu_p99 = (float(quantile) for quantile in np.quantile(cpu, [0.5, 0.99]))
     return Latency(
+        min_ms=float(wall.min()),
         p50_ms=p50,
         p90_ms=p90,
         p99_ms=p99,
@@ -223,7 +210,7 @@ def summarise_times(
         cpu_p99_ms=cpu_p99,
         late={f"{rate}hz": float((wall > 1000 / rate).mean()) for rate in DEADLINES_HZ},
         decisions=wall.size,
-        round_p50_ms=np.median(wall, axis=1).tolist(),
+        round_min_ms=wall.min(axis=1).tolist(),
         involuntary_switches=involuntary_switches,
     )
 
@@ -236,9 +223,12 @@ def speedup(teacher: Latency, student: Latency) -> Speedup:
     ValueError
         If they were not measured in the same number of rounds.
     """
-    rounds = zip(teacher.round_p50_ms, student.round_p50_ms, strict=True)
-    low, high = np.quantile([ours / theirs for ours, theirs in rounds], [0.025, 0.975])
-    return Speedup(teacher.p50_ms / student.p50_ms, float(low), float(high))
+    ours, theirs = np.asarray(teacher.round_min_ms), np.asarray(student.round_min_ms)
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} and {len(theirs)} rounds cannot be compared")
+    drawn = np.random.default_rng(0).integers(len(ours), size=(RESAMPLES, len(ours)))
+    low, high = np.quantile(ours[drawn].min(axis=1) / theirs[drawn].min(axis=1), [0.025, 0.975])
+    return Speedup(teacher.min_ms / student.min_ms, float(low), float(high))
 
 
 class _Turn(NamedTuple):

@@ -21,7 +21,7 @@ TINY = (
     *("search.space.min_samples=256", "search.space.max_samples=1024", "distill.step_samples=256"),
     *("rollouts.states=128", "rollouts.block=32", "criterion.states=32", "distill.min_agreement=null"),
     *("evaluate.episodes=2", "evaluate.envs=2", "evaluate.max_frames=1200", "search.confirm_episodes=2"),
-    *("latency.rounds=2", "latency.decisions=5", "latency.attempts=1"),
+    *("latency.rounds=2", "latency.decisions=5", "latency.max_rounds=2"),
 )
 
 

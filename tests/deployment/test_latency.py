@@ -21,7 +21,6 @@ from lrp_compress.deployment.latency import (
     Decision,
     Latency,
     measure_latency,
-    measure_steadily,
     onnx_decision,
     speedup,
     summarise_times,
@@ -31,7 +30,7 @@ from lrp_compress.deployment.latency import (
 from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 
-CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1, max_spread=0.2, attempts=3)
+CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1, max_spread=0.2, max_rounds=9)
 OBSERVATION = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
 MS = 1_000_000  # nanoseconds
 CORES = os.sched_getaffinity(0)
@@ -90,7 +89,7 @@ def test_every_network_takes_a_turn_in_every_round() -> None:
 
 def test_decisions_are_interleaved_under_the_promised_settings(two_threads: None) -> None:
     log: list[tuple[str, bool, bool, Settings]] = []
-    measure_latency({name: deciding(watched(name, log)) for name in ("teacher", "student")}, CONFIG, seed=5)
+    measure_latency({name: deciding(watched(name, log)) for name in ("teacher", "student")}, [], CONFIG, seed=5)
     turns = [name for order in turn_orders(["teacher", "student"], CONFIG.rounds, seed=5) for name in order]
     assert [name for name, *_ in log] == [name for name in turns for _ in range(CONFIG.warmup + CONFIG.decisions)]
     assert not any(training for _, training, _, _ in log)
@@ -102,7 +101,7 @@ def test_decisions_are_interleaved_under_the_promised_settings(two_threads: None
 
 def test_several_threads_are_not_pinned(two_threads: None) -> None:
     log: list[tuple[str, bool, bool, Settings]] = []
-    measure_latency({"a": deciding(watched("a", log))}, dataclasses.replace(CONFIG, threads=2), seed=0)
+    measure_latency({"a": deciding(watched("a", log))}, [], dataclasses.replace(CONFIG, threads=2), seed=0)
     assert {current for *_, current in log} == {Settings(2, False, frozenset(CORES))}
 
 
@@ -111,10 +110,10 @@ def test_settings_are_put_back(two_threads: None, collecting: bool) -> None:
     (gc.enable if collecting else gc.disable)()
     try:
         before = Settings(2, collecting, frozenset(CORES))
-        measure_latency({"a": deciding(small_network())}, CONFIG, seed=0)
+        measure_latency({"a": deciding(small_network())}, [], CONFIG, seed=0)
         assert settings() == before
         with pytest.raises(RuntimeError, match="the network fails"):
-            measure_latency({"a": fail}, CONFIG, seed=0)
+            measure_latency({"a": fail}, [], CONFIG, seed=0)
         assert settings() == before
     finally:
         gc.enable()
@@ -126,12 +125,20 @@ def test_networks_and_files_are_measured_and_left_as_they_were(tmp_path: Path) -
     save_float(tmp_path / "a.onnx", Agent(network, info))
     by_file = onnx_decision(OnnxPolicy(tmp_path / "a.onnx"), OBSERVATION)
     assert by_file() == deciding(network)()
-    result = measure_latency({"a": deciding(network), "b": by_file}, CONFIG, seed=0)
+    result = measure_latency({"a": deciding(network), "b": by_file}, [], CONFIG, seed=0)
     assert list(result) == ["a", "b"]
     for latency in result.values():
         assert latency.decisions == CONFIG.rounds * CONFIG.decisions
-        assert len(latency.round_p50_ms) == CONFIG.rounds
-        assert 0 < latency.p50_ms <= latency.p90_ms <= latency.p99_ms <= latency.p999_ms <= latency.max_ms
+        assert len(latency.round_min_ms) == CONFIG.rounds
+        assert (
+            0
+            < latency.min_ms
+            <= latency.p50_ms
+            <= latency.p90_ms
+            <= latency.p99_ms
+            <= latency.p999_ms
+            <= latency.max_ms
+        )
         assert 0 < latency.cpu_p50_ms <= latency.cpu_p99_ms
         assert latency.involuntary_switches >= 0
     assert network.training
@@ -160,37 +167,49 @@ def test_figures_of_known_times() -> None:
     assert (latency.cpu_p50_ms, latency.cpu_p99_ms) == (1.5, 2)
     assert latency.mean_ms == pytest.approx(50.5)
     assert latency.late == pytest.approx({"60hz": 0.84, "30hz": 0.67, "15hz": 0.34})
-    assert latency.round_p50_ms == pytest.approx([25.5, 75.5])
+    assert (latency.min_ms, latency.round_min_ms) == (1, [1, 51])
     assert (latency.decisions, latency.involuntary_switches) == (100, 7)
 
 
-def test_speedup_is_paired_by_round() -> None:
-    teacher = summarised([[4 * MS] * 3, [40 * MS] * 3, [4 * MS] * 3])
-    student = summarised([[2 * MS] * 3, [20 * MS] * 3, [1 * MS] * 3])
+def test_speedup_is_that_of_the_fastest_decisions() -> None:
+    teacher = summarised([[4 * MS, 9 * MS], [40 * MS, 40 * MS], [4 * MS, 5 * MS], [4 * MS, 7 * MS]])
+    student = summarised([[3 * MS, 3 * MS], [20 * MS, 2 * MS], [2 * MS, 2 * MS], [2 * MS, 8 * MS]])
     result = speedup(teacher, student)
-    assert result.ratio == pytest.approx(4 / 2)
-    # the slow second round slows both, so its ratio is 2 as in the first; the third round's is 4
-    assert result.low == pytest.approx(2)
-    assert 2 < result.high <= 4
+    assert result.ratio == 4 / 2
+    assert (result.low, result.high) == (2, 2)  # met in three rounds each; slow rounds say nothing
+    assert result.spread == 0
+
+
+def test_the_interval_shows_a_fastest_decision_met_once() -> None:
+    lucky = summarised([[4 * MS], [6 * MS], [6 * MS], [6 * MS]])
+    student = summarised([[2 * MS]] * 4)
+    result = speedup(lucky, student)
+    assert (result.ratio, result.low, result.high) == (2, 2, 3)
+    assert result.spread == 0.5
 
 
 def test_speedup_of_unequal_rounds_is_refused() -> None:
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="2 and 1 rounds"):
         speedup(summarised([[MS], [MS]]), summarised([[MS]]))
 
 
-@pytest.mark.parametrize(
-    ("spreads", "chosen", "measured"), [([0.1], 0, 1), ([0.5, 0.15], 1, 2), ([0.5, 0.3, 0.4, 0.0], 1, 3)]
-)
-def test_an_unsteady_speedup_is_measured_again(
-    monkeypatch: pytest.MonkeyPatch, spreads: list[float], chosen: int, measured: int
-) -> None:
-    def times(spread: float) -> dict[str, Latency]:
-        teacher = [[int((1 + i * spread) * 100 * MS)] for i in (0, 0, 1)]  # slower in the last round
-        return {"teacher": summarised(teacher), "student": summarised([[100 * MS]] * 3)}
+@pytest.mark.parametrize(("slow", "blocks"), [(0, 1), (2, 2), (100, 3)])
+def test_rounds_are_added_until_the_speedup_is_steady(monkeypatch: pytest.MonkeyPatch, slow: int, blocks: int) -> None:
+    """The student is fast in one round, then slow in some, then fast: 3 rounds at least, 9 at most."""
+    turns = {"teacher": 0, "student": 0}
 
-    made = [times(spread) for spread in spreads]
-    rounds = iter(made)
-    monkeypatch.setattr(module, "measure_latency", lambda *arguments: next(rounds))
-    assert measure_steadily({}, [("teacher", "student")], CONFIG, seed=0) is made[chosen]
-    assert len(list(rounds)) == len(spreads) - measured
+    def decisions(decide: Decision, count: int) -> module._Turn:
+        if count == CONFIG.warmup:
+            return module._Turn([], [])
+        name = ("teacher", "student")[decide()]
+        turns[name] += 1
+        wall = 2 * MS if name == "student" and 1 < turns[name] <= 1 + slow else MS
+        return module._Turn([wall] * count, [wall] * count)
+
+    monkeypatch.setattr(module, "_time_decisions", decisions)
+    named = {"teacher": lambda: 0, "student": lambda: 1}
+    measured = measure_latency(named, [("teacher", "student")], CONFIG, seed=0)
+    assert turns == {"teacher": 3 * blocks, "student": 3 * blocks}
+    assert {len(latency.round_min_ms) for latency in measured.values()} == {3 * blocks}
+    unpaired = measure_latency(named, [], CONFIG, seed=0)
+    assert {len(latency.round_min_ms) for latency in unpaired.values()} == {3}

@@ -27,7 +27,7 @@ TINY = (
         "criterion.states=32",
         "rollouts={states: 64, envs: 4, every: 1, block: 16}",
     ),
-    "latency={rounds: 2, decisions: 2, warmup: 0, attempts: 1}",
+    "latency={rounds: 2, decisions: 2, warmup: 0, max_rounds: 2}",
 )
 
 
