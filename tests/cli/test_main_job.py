@@ -37,9 +37,9 @@ SMALL = [
     "criterion.states=32",
     "criterion.batch_size=16",
     # a set precision, because a measured one may differ from run to run
-    "distill={samples: 6000, step_samples: 2000, envs: 8, replay_states: 4096, precision: float32}",
+    "distill={samples: 6000, step_samples: 1000, envs: 8, replay_states: 4096, precision: float32}",
     "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1200}",
-    "quantize={states: 16, min_agreement: 0.2, distill: always, samples: 2000}",
+    "quantize={states: 16, min_agreement: 0.2, distill: always, samples: 1000}",
     "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
 ]
 UNDISTILLED = ["prune=one_shot", "prune.steps=1", "distill.samples=0", "quantize=none", "export=[]"]
