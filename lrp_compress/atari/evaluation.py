@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.atari.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
-from lrp_compress.atari.envs import AtariEnvs, env_groups
+from lrp_compress.atari.envs import AtariEnvs, Step, env_groups, reset_groups
 from lrp_compress.config import EvaluateConfig, GameConfig
 from lrp_compress.files import read_json, write_json
 
@@ -154,10 +154,11 @@ def evaluate(
     count = min(config.envs, config.episodes)
     quota = math.ceil(config.episodes / count)
     with cores_shared_with_emulators(), contextlib.ExitStack() as stack:
-        groups = env_groups(agent, count, protocol, seed, max_frames=config.max_frames)
+        made = env_groups(agent, count, protocol, seed, max_frames=config.max_frames)
+        groups = [stack.enter_context(envs) for envs in made]
         halves = [
-            _Games(stack.enter_context(envs), quota, config.stall_limit, np.random.default_rng([seed, number]))
-            for number, envs in enumerate(groups)
+            _Games(envs, step, quota, config.stall_limit, np.random.default_rng([seed, number]))
+            for number, (envs, step) in enumerate(zip(groups, reset_groups(groups), strict=True))
         ]
         episodes = _play(outputs or _network_outputs(agent), halves, rule, label)
     returns = np.array([episode.score for episode in episodes])
@@ -265,11 +266,11 @@ def _play(outputs: Outputs, groups: Sequence[_Games], rule: ActionRule, label: s
 class _Games:
     """The games of a group of environments: those in progress, and the results of those that are over."""
 
-    def __init__(self, envs: AtariEnvs, quota: int, stall_limit: int, rng: np.random.Generator) -> None:
+    def __init__(self, envs: AtariEnvs, first: Step, quota: int, stall_limit: int, rng: np.random.Generator) -> None:
         self.envs = envs
         self.quota = quota
         self.rng = rng
-        self.step = envs.reset()
+        self.step = first
         self.played: list[list[tuple[float, int, str]]] = [[] for _ in range(envs.envs)]
         self._stall_limit = stall_limit
         self._score = np.zeros(envs.envs)

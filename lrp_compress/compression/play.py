@@ -14,7 +14,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, act
-from lrp_compress.atari.envs import GROUPS, env_groups
+from lrp_compress.atari.envs import GROUPS, env_groups, reset_groups
 from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
@@ -87,7 +87,7 @@ def play(
     with contextlib.ExitStack() as stack:
         made = env_groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
         groups = [stack.enter_context(envs) for envs in made]
-        latest = [envs.reset() for envs in groups]
+        latest = reset_groups(groups)
         for turn in itertools.count():
             number = turn % GROUPS
             envs = groups[number]
