@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 STUDY, FRONT = "study.json", "front.json"  # in the sweep's folder: which study it belongs to, and its result
 SETTINGS = "settings"  # attributes of studies and trials
 RUN_DIR = "run_dir"
-OWNER, BEAT, ERROR, RETRY_OF, SURPLUS = "owner", "beat", "error", "retry_of", "surplus"
+OWNER, BEAT, ERROR, RETRY_OF = "owner", "beat", "error", "retry_of"
 ATTEMPTS = 8  # of workers that make the same database at the same moment
 BEAT_SECONDS = 30.0
 # What a database says when it is busy or half made, and when another worker was faster.
@@ -114,22 +115,23 @@ def close_dead(study: Study, config: SearchConfig) -> None:
         lives = process_lives(trial.user_attrs.get(OWNER, {}))
         beat = trial.user_attrs.get(BEAT) or (trial.datetime_start.timestamp() if trial.datetime_start else 0)
         if lives is False or (lives is None and time.time() - beat > 60 * config.stale_minutes):
-            requeue(study, trial, "its worker is gone")
+            requeue(study, config, trial.number, "its worker is gone")
 
 
-def requeue(study: Study, trial: FrozenTrial, reason: str) -> None:
+def requeue(study: Study, config: SearchConfig, number: int, reason: str) -> None:
     """End a trial that was cut off, and queue its values again, also those that it was not asked for yet."""
-    try:
-        study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, RuntimeError):  # another worker has been faster
-        return
-    logger.warning("trial %d is queued again: %s", trial.number, reason)
-    if values := (_queued(trial) or {}) | trial.params:
-        study.enqueue_trial(values, user_attrs={RETRY_OF: trial.number})
+    with _alone(config):
+        trial = study.get_trials(deepcopy=False)[number]
+        if trial.state != TrialState.RUNNING:  # another worker has been faster
+            return
+        study.tell(number, state=TrialState.FAIL)
+        if values := (_queued(trial) or {}) | trial.params:
+            study.enqueue_trial(values, user_attrs={RETRY_OF: number})
+    logger.warning("trial %d is queued again: %s", number, reason)
 
 
 def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of the study's total: not if it only waits, was cut off, or was one too many."""
+    """Whether a trial is one of the study's total: not if it only waits or was cut off."""
     if trial.state == TrialState.FAIL:
         return ERROR in trial.user_attrs
     return trial.state != TrialState.WAITING
@@ -151,7 +153,7 @@ def ask(study: Study, config: SearchConfig, starts: Sequence[Mapping[str, Any]])
     -------
     Trial or None
     """
-    while True:
+    with _alone(config):
         trials = study.get_trials(deepcopy=False)
         if sum(map(counts, trials)) >= config.n_trials:
             return None
@@ -159,23 +161,21 @@ def ask(study: Study, config: SearchConfig, starts: Sequence[Mapping[str, Any]])
             begun = [_queued(trial) for trial in trials]
             for values in [values for values in starts if values not in begun][:1]:
                 study.enqueue_trial(dict(values))
-        with _alone(config.storage):
-            trial = study.ask()
+        trial = study.ask()
         trial.set_user_attr(OWNER, owner())
-        trials = study.get_trials(deepcopy=False)
-        earlier, own = trials[: trial.number], trials[trial.number]
-        full = sum(map(counts, earlier)) >= config.n_trials
-        if not full and not _repeats(own, earlier):
-            return trial
-        trial.set_user_attr(SURPLUS, True)  # another worker has done the same at the same moment
-        study.tell(trial, state=TrialState.FAIL)
+        return trial
 
 
 @contextlib.contextmanager
-def _alone(storage: str) -> Iterator[None]:
-    """Let one worker at a time take a trial from a SQLite database, where two could be given the same queued one."""
-    path = _sqlite_file(storage)
-    with locked(f"sqlite:///{path.absolute()}") if path else contextlib.nullcontext():
+def _alone(config: SearchConfig) -> Iterator[None]:
+    """Let one worker at a time see what there is to do and take it, or they would do the same twice."""
+    if path := _sqlite_file(config.storage):
+        with locked(f"sqlite:///{path.absolute()}"):
+            yield
+        return
+    with sqlalchemy.create_engine(config.storage, poolclass=sqlalchemy.NullPool).connect() as server:
+        if server.dialect.name == "postgresql":  # held until the connection ends, however it does
+            server.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_xact_lock(zlib.crc32(config.study.encode()))))
         yield
 
 
@@ -188,12 +188,6 @@ def _queued(trial: FrozenTrial) -> dict[str, Any] | None:
     """Values that a trial was queued with."""
     values: dict[str, Any] | None = trial.system_attrs.get("fixed_params")
     return values
-
-
-def _repeats(trial: FrozenTrial, earlier: Sequence[FrozenTrial]) -> bool:
-    """Whether a queued trial was queued before by another worker, for the same reason."""
-    reason = (_queued(trial), trial.user_attrs.get(RETRY_OF))
-    return reason[0] is not None and any(reason == (_queued(one), one.user_attrs.get(RETRY_OF)) for one in earlier)
 
 
 @contextlib.contextmanager

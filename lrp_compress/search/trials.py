@@ -65,7 +65,7 @@ def run_trials(
             ends = [error] * len(trials)
         except BaseException:  # interrupted
             for trial in trials:
-                requeue(study, study.get_trials(deepcopy=False)[trial.number], "interrupted")
+                requeue(study, config, trial.number, "interrupted")
             raise
         for trial, end in zip(trials, ends, strict=True):
             tell(study, config, trial, end)

@@ -6,9 +6,11 @@ import dataclasses
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,15 +188,29 @@ def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, tmp_pa
     assert sum(map(counts, study.trials)) == 4
 
 
-def test_a_start_queued_by_two_workers_at_once_is_tried_once(config: SearchConfig):
-    start = {"prune.ratio": 0.5}
-    study = open_study(config, {})
-    study.enqueue_trial(start)  # the other worker's
-    study.enqueue_trial(start)
-    trials = [ask(study, config, [start]) for _ in range(4)]
-    assert states(study) == ["RUNNING", "FAIL"] + ["RUNNING"] * 3
-    assert [trial and trial.number for trial in trials] == [0, 2, 3, 4]
-    assert ask(study, config, [start]) is None
+def test_workers_that_ask_at_the_same_moment_do_nothing_twice(shared: SearchConfig):
+    config = shared
+    starts = [{"prune.ratio": 0.3}, {"prune.ratio": 0.5}]
+    studies = [open_study(config, {}) for _ in range(8)]
+    trial = ask(studies[0], config, starts)
+    assert trial is not None
+    trial.set_user_attr(OWNER, owner() | {"process_start": "1"})  # a worker that is gone
+    together = threading.Barrier(len(studies))
+
+    def work(study: Study) -> int | None:
+        together.wait()
+        close_dead(study, config)
+        begun = ask(study, config, starts)
+        return begun and begun.number
+
+    with ThreadPoolExecutor(len(studies)) as workers:
+        numbers = list(workers.map(work, studies))
+    trials = studies[0].get_trials(deepcopy=False)
+    assert [trial.state.name for trial in trials] == ["FAIL"] + ["RUNNING"] * 4
+    assert sorted(number for number in numbers if number is not None) == [1, 2, 3, 4]
+    queued = [trial.system_attrs.get("fixed_params") for trial in trials]
+    assert [queued.count(start) for start in starts] == [2, 1]  # the first was cut off
+    assert [trial.user_attrs.get(RETRY_OF) for trial in trials].count(0) == 1
 
 
 def test_values_that_were_not_asked_for_yet_are_queued_again(config: SearchConfig):
