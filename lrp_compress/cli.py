@@ -12,10 +12,8 @@ import itertools
 import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +25,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lrp_compress.checks import check_config, conf_dir, options, register_schemas, settings
-from lrp_compress.config import (
-    INCIDENTAL,
-    Config,
-    FirmwareConfig,
-    PlayConfig,
-    RootConfig,
-    TrackingConfig,
-    TrainConfig,
-    config_hash,
-)
+from lrp_compress.checks import check_config, conf_dir, register_schemas, settings
+from lrp_compress.commands import COMMANDS, Command, config_groups, written_out
+from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.mistakes import report
@@ -45,63 +35,6 @@ from lrp_compress.processes import sigterm_exits
 
 LONGEST_FOLDER_NAME = 96
 
-
-@dataclass(frozen=True)
-class Command:
-    """A command of the package.
-
-    Attributes
-    ----------
-    config : str
-        Name of its file in ``conf/``.
-    schema : type
-        Dataclass of its configuration.
-    module : str
-        Module with its ``preflight(config)`` and ``run(config, run_dir, sweep)``; slow to import, so only when needed.
-    optional : tuple of str
-        Groups without a default.
-    shorthand : mapping of str to str
-        Starts of arguments, and what Hydra wants in their place: it takes groups without a default only with a +,
-        keys of a free mapping only with ++, and users need not know.
-    """
-
-    config: str
-    schema: type[RootConfig]
-    module: str
-    optional: tuple[str, ...]
-    shorthand: Mapping[str, str]
-
-
-COMMANDS = {
-    "compress": Command(
-        "config",
-        Config,
-        "lrp_compress.pipeline",
-        ("game", "experiment", "search"),
-        {
-            "game=": "+game=",
-            "experiment=": "+experiment=",
-            "search=": "+search=",
-            "search.": "hydra.sweeper.",
-            "prune.layer_ratios": "++prune.layer_ratios",
-        },
-    ),
-    "train": Command(
-        "train",
-        TrainConfig,
-        "lrp_compress.training.run",
-        ("game",),
-        {"game=": "+game=", "algorithm=": "train=", "train.hyperparameters": "++train.hyperparameters"},
-    ),
-    "play": Command(
-        "play",
-        PlayConfig,
-        "lrp_compress.watching",
-        ("game",),
-        {"game=": "+game=", "agent=": "teacher.source="},
-    ),
-    "firmware": Command("firmware", FirmwareConfig, "lrp_compress.microcontroller", ("game",), {"game=": "+game="}),
-}
 
 # The sweep under way. Hydra tells its callbacks of it, and `main` needs it where Hydra has failed.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
@@ -216,34 +149,6 @@ def sweep_folder(overrides: Sequence[str]) -> str:
     if clean == name and len(name) <= LONGEST_FOLDER_NAME:
         return name
     return f"{clean[: LONGEST_FOLDER_NAME - 9]}-{value_digest(name)[:8]}"
-
-
-def default_options(command: Command) -> dict[str, str]:
-    """Map a command's groups to the options they have by default, or to nothing."""
-    chosen = dict.fromkeys(command.optional, "")
-    for entry in OmegaConf.load(conf_dir() / f"{command.config}.yaml").defaults:
-        if isinstance(entry, DictConfig):
-            chosen |= {str(group): str(option) for group, option in entry.items()}
-    return dict(sorted(chosen.items()))
-
-
-def config_groups(command: Command) -> str:
-    """List a command's groups and their options, for ``--help``."""
-    lines = []
-    for group, default in default_options(command).items():
-        names = [f"{name}*" if name == default else name for name in options(group)]
-        lines += textwrap.wrap(f"{group:<11} {', '.join(names)}", 110, subsequent_indent=" " * 12)
-    return "\n".join(lines)
-
-
-def written_out(arguments: Sequence[str], shorthand: Mapping[str, str]) -> list[str]:
-    """Write arguments the way Hydra wants them: ``game=pong`` becomes ``+game=pong``."""
-    return [
-        next(
-            (long + argument[len(short) :] for short, long in shorthand.items() if argument.startswith(short)), argument
-        )
-        for argument in arguments
-    ]
 
 
 def run_job(command: Command, cfg: DictConfig) -> dict[str, float]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lrp_compress.agents.networks import NATURE_WIDTHS
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas
-from lrp_compress.cli import COMMANDS, default_options
+from lrp_compress.commands import COMMANDS, default_options
 from lrp_compress.config import Config, TrainConfig, config_hash, flatten
 from lrp_compress.errors import UserError
 

@@ -37,7 +37,7 @@ FLOORS = [
         *("watching", "microcontroller"),
     ],
     ["search", "reporting"],
-    ["mistakes", "cli", "__main__", "train", "play", "firmware", "report"],
+    ["mistakes", "commands", "cli", "__main__", "train", "play", "firmware", "report"],
 ]
 ONLY_IMPORTER = {
     "ai_edge_litert": "deployment.converters",

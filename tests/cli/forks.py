@@ -19,7 +19,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from lrp_compress.cli import COMMANDS
+from lrp_compress.commands import COMMANDS
 from lrp_compress.tracking.runs import import_mlflow
 from tests.cli.commands import REPOSITORY, environment
 

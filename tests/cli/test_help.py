@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lrp_compress.checks import options
-from lrp_compress.cli import COMMANDS, default_options
+from lrp_compress.commands import COMMANDS, default_options
 from tests.cli.commands import Command
 
 
