@@ -38,6 +38,7 @@ from lrp_compress.search.studies import (
     STUDY,
     counts,
     open_study,
+    storage_answers,
     without_password,
 )
 from lrp_compress.search.table import front_table
@@ -129,11 +130,12 @@ def search(
         chosen = {name: value for name, value in chosen.items() if name not in fixed} | ask_for.rest()
         return [*typed.plain, *(_override(name, value) for name, value in chosen.items())]
 
-    run_trials(study, config, starts, overrides, launch)
-    if left := sum(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False)):
-        console.print(f"study {config.study}: {left} trials still run elsewhere; their worker ends the study.")
-        return
-    _finish(study, config, compose, (teacher, digest), base, folder, console)
+    with storage_answers(config):
+        run_trials(study, config, starts, overrides, launch)
+        if left := sum(trial.state == TrialState.RUNNING for trial in study.get_trials(deepcopy=False)):
+            console.print(f"study {config.study}: {left} trials still run elsewhere; their worker ends the study.")
+            return
+        _finish(study, config, compose, (teacher, digest), base, folder, console)
 
 
 def _settings(config: SearchConfig, typed: Typed, digest: str) -> dict[str, Any]:

@@ -236,6 +236,24 @@ def _passes(error: BaseException) -> bool:
     )
 
 
+@contextlib.contextmanager
+def storage_answers(config: SearchConfig) -> Iterator[None]:
+    """Say in one line, with the remedy, that the storage of an open study has gone away.
+
+    Raises
+    ------
+    UserError
+        In place of what the database raised.
+    """
+    try:
+        yield
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        shown = without_password(config.storage)
+        raise UserError(
+            f"search.storage={shown} stopped answering: {_said(error)}; the same command goes on once it answers again"
+        ) from error
+
+
 def _said(error: BaseException) -> str:
     return " ".join(str(error.__cause__ or error).splitlines()[0].split())[:200]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pgserver
 import pytest
+import sqlalchemy
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from optuna.study import Study
@@ -24,7 +25,7 @@ from optuna.trial import Trial, TrialState
 from lrp_compress.config import SearchConfig, SpaceConfig
 from lrp_compress.errors import GivenUp, UserError
 from lrp_compress.processes import owner
-from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts, open_study
+from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts, open_study, storage_answers
 from lrp_compress.search.trials import run_trials
 from tests.cli.commands import environment
 
@@ -49,6 +50,22 @@ def shared(request: pytest.FixtureRequest, config: SearchConfig) -> SearchConfig
     server.psql(f"create database {name}")
     storage = server.get_uri().replace("postgresql://", "postgresql+psycopg://").replace("/postgres?", f"/{name}?")
     return dataclasses.replace(config, storage=storage)
+
+
+@pytest.fixture
+def reachable(request: pytest.FixtureRequest, shared: SearchConfig, tmp_path: Path) -> Callable[[bool], None]:
+    """Takes the database of the shared study away and puts it back."""
+
+    def move(here: bool) -> None:
+        places = tmp_path / "away.db", tmp_path / "studies.db"
+        places[not here].replace(places[here])
+
+    def refuse(here: bool) -> None:
+        server, name = request.getfixturevalue("postgres"), sqlalchemy.make_url(shared.storage).database
+        server.psql(f"alter database {name} allow_connections {str(here).lower()}")
+        server.psql(f"select pg_terminate_backend(pid) from pg_stat_activity where datname = '{name}'")
+
+    return move if shared.storage.startswith("sqlite") else refuse
 
 
 @pytest.fixture
@@ -271,6 +288,25 @@ def test_workers_that_begin_at_once_share_a_new_database(shared: SearchConfig, t
     assert len(complete) == 10
     assert sum(map(counts, study.trials)) == 10
     assert not {"RUNNING", "WAITING"} & set(states(study))
+
+
+def test_a_database_that_goes_away_is_named_and_the_study_goes_on(
+    shared: SearchConfig, reachable: Callable[[bool], None]
+):
+    def end(number: int) -> dict[str, float]:
+        if number == 2:
+            reachable(False)
+        return METRICS
+
+    study = open_study(shared, {"space": "a"})
+    message = r"search.storage=\S+ stopped answering: .+; the same command"
+    with pytest.raises(UserError, match=message) as caught, storage_answers(shared):
+        run_trials(study, shared, [], ratio, launcher(end, []))
+    assert "\n" not in str(caught.value)
+    reachable(True)
+    study, jobs = run(shared, lambda number: METRICS)
+    assert states(study) == ["COMPLETE", "COMPLETE", "RUNNING", "COMPLETE"]  # this process, its owner, lives
+    assert len(jobs) == 1
 
 
 @pytest.mark.parametrize(
