@@ -197,8 +197,8 @@ class AtariEnvs:
 
     def receive(self) -> Step:
         """Wait for the step begun by `send`."""
+        self._waiting = False  # first: a signal that came while it waits is raised as soon as the result is there
         observations, rewards, terminated, truncated, info = self._env.recv()
-        self._waiting = False
         first = self._ended
         lives = info["lives"].astype(np.int64)
         self._ended = terminated | truncated

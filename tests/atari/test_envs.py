@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import ale_py
@@ -311,6 +314,29 @@ def test_an_agent_gets_its_own_environments():
 def test_an_agent_with_another_number_of_actions(actions: int, action_set: str, has: int):
     with pytest.raises(UserError, match=f"the agent has {actions} actions, but breakout's {action_set}.* {has};"):
         envs_for(agent(actions, action_set=action_set), 1, "noop", 0)
+
+
+def test_a_signal_while_a_step_is_awaited_does_not_keep_the_process():
+    program = """
+import numpy, signal
+from lrp_compress.atari.envs import AtariEnvs
+from lrp_compress.processes import sigterm_exits
+with sigterm_exits(), AtariEnvs("pong", 8, "noop", seed=0) as envs:
+    envs.reset()
+    print("ready", flush=True)
+    while True:
+        envs.step(numpy.zeros(8, int))
+"""
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.terminate()
+        try:
+            assert process.wait(20) == 143
+        finally:
+            process.kill()
 
 
 def test_closing_with_a_step_in_flight():
