@@ -318,7 +318,7 @@ def test_an_agent_with_another_number_of_actions(actions: int, action_set: str, 
 
 def test_a_signal_while_a_step_is_awaited_does_not_keep_the_process():
     program = """
-import numpy, signal
+import numpy
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.processes import sigterm_exits
 with sigterm_exits(), AtariEnvs("pong", 8, "noop", seed=0) as envs:
