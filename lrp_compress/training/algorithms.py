@@ -26,6 +26,7 @@ from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.registry import Registry
 from lrp_compress.training.policies import FastNatureCNN, PixelPolicy
 from lrp_compress.training.replay import FrameReplayBuffer
+from lrp_compress.training.rollout import PixelRolloutBuffer
 from lrp_compress.training.vec_env import AtariVecEnv
 
 FALLING = "lin_"  # a value written lin_X falls linearly from X to 0, as in RL Baselines3 Zoo
@@ -33,6 +34,7 @@ FALLING = "lin_"  # a value written lin_X falls linearly from X to 0, as in RL B
 # Arguments of the classes that are not the user's to set here.
 TAKEN = {
     *("policy", "env", "device", "seed", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs"),
+    *("rollout_buffer_class", "rollout_buffer_kwargs"),
     *("optimize_memory_usage", "tensorboard_log", "verbose", "_init_setup_model"),
 }
 QUANTILES = "n_quantiles"  # of QR-DQN, which takes it as an argument of its policy
@@ -87,6 +89,8 @@ def make_learner(config: LearnerConfig, env: AtariVecEnv, device: str, seed: int
     arguments = hyperparameters(config)
     if issubclass(algorithm, OffPolicyAlgorithm):
         arguments["replay_buffer_class"] = FrameReplayBuffer
+    else:
+        arguments["rollout_buffer_class"] = PixelRolloutBuffer
     network = {
         "features_extractor_class": FastNatureCNN,
         "features_extractor_kwargs": {"dtype": _dtype(config, env, device)},
