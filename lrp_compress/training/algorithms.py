@@ -5,17 +5,15 @@ To add one, register its class and write ``conf/train/name.yaml``.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from sb3_contrib import QRDQN
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import LinearSchedule
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.formats import fill_state
@@ -24,7 +22,8 @@ from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork, fold_duel
 from lrp_compress.config import LearnerConfig
 from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.registry import Registry
-from lrp_compress.training.policies import FastNatureCNN, PixelPolicy
+from lrp_compress.training.policies import FastNatureCNN
+from lrp_compress.training.ppo import AnnealedPPO
 from lrp_compress.training.replay import FrameReplayBuffer
 from lrp_compress.training.rollout import PixelRolloutBuffer
 from lrp_compress.training.vec_env import AtariVecEnv
@@ -41,24 +40,7 @@ QUANTILES = "n_quantiles"  # of QR-DQN, which takes it as an argument of its pol
 ALGORITHMS: Registry[type[BaseAlgorithm]] = Registry("algorithm")
 ALGORITHMS.register("dqn")(DQN)  # Mnih et al. 2015
 ALGORITHMS.register("qrdqn")(QRDQN)  # Dabney et al. 2018
-
-
-@ALGORITHMS.register("ppo")
-class AnnealedPPO(PPO):
-    """PPO (Schulman et al. 2017) whose entropy coefficient can be a schedule, as its learning rate can."""
-
-    policy_aliases: ClassVar = {"CnnPolicy": PixelPolicy}
-
-    @functools.wraps(PPO.__init__)  # type: ignore[misc]  # its signature tells which hyperparameters there are
-    def __init__(self, *args: Any, ent_coef: float | Schedule = 0.0, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._entropy_schedule = FloatSchedule(ent_coef)
-
-    def train(self) -> None:
-        """Update the policy, with the entropy coefficient of this time of the training."""
-        self.ent_coef = self._entropy_schedule(self._current_progress_remaining)
-        self.logger.record("train/ent_coef", self.ent_coef)
-        super().train()
+ALGORITHMS.register("ppo")(AnnealedPPO)  # Schulman et al. 2017
 
 
 def make_learner(config: LearnerConfig, env: AtariVecEnv, device: str, seed: int) -> BaseAlgorithm:

@@ -1,4 +1,4 @@
-"""The Nature CNN as Stable-Baselines3's features extractor, computed the fast way, and PPO's policy around it."""
+"""The Nature CNN as Stable-Baselines3's features extractor, computed the fast way."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import cast
 
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
@@ -40,14 +39,3 @@ class FastNatureCNN(NatureCNN):
             conv1 = cast(nn.Conv2d, self.cnn[0])
             features: Tensor = self.linear(self.cnn[1:](fast_conv1(conv1, pixels, self._dtype)))
         return features.float()
-
-
-class PixelPolicy(ActorCriticCnnPolicy):
-    """`ActorCriticCnnPolicy` that learns from the pixels as they are, without making floats of them first."""
-
-    def extract_features(  # type: ignore[override]
-        self, obs: Tensor, features_extractor: nn.Module | None = None
-    ) -> Tensor:
-        """Compute features, float32 (N, 512), of uint8 observations, shape (N, 4, 84, 84)."""
-        features: Tensor = self.features_extractor(obs)
-        return features

@@ -114,8 +114,9 @@ def preflight(config: TrainConfig) -> None:
         raise UserError("device=cuda, but PyTorch finds no GPU; choose device=cpu or install a CUDA build of torch")
     if config.train.fire_on_life_loss and "FIRE" not in minimal_actions(config.game.name):
         raise UserError(f"{config.game.name} has no FIRE action to press; set train.fire_on_life_loss=false")
-    with contextlib.closing(make_envs(config, config.seed)) as env:
-        learner = make_learner(dataclasses.replace(config.train, precision="float32"), env, config.device, config.seed)
+    few = dataclasses.replace(config.train, envs=min(2, config.train.envs))  # 128 take a quarter of a minute to make
+    with contextlib.closing(make_envs(dataclasses.replace(config, train=few), config.seed)) as env:
+        learner = make_learner(dataclasses.replace(few, precision="float32"), env, config.device, config.seed)
         if start := find_start(config):
             begin_with(learner, start, f"train.start={config.train.start}")
     check_store(config.tracking)
