@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import shlex
+import warnings
 from pathlib import Path
 
 import torch
@@ -115,7 +116,8 @@ def preflight(config: TrainConfig) -> None:
     if config.train.fire_on_life_loss and "FIRE" not in minimal_actions(config.game.name):
         raise UserError(f"{config.game.name} has no FIRE action to press; set train.fire_on_life_loss=false")
     few = dataclasses.replace(config.train, envs=min(2, config.train.envs))  # 128 take a quarter of a minute to make
-    with contextlib.closing(make_envs(dataclasses.replace(config, train=few), config.seed)) as env:
+    made = contextlib.closing(make_envs(dataclasses.replace(config, train=few), config.seed))
+    with made as env, warnings.catch_warnings(action="ignore"):  # of the batch's size for so few
         learner = make_learner(dataclasses.replace(few, precision="float32"), env, config.device, config.seed)
         if start := find_start(config):
             begin_with(learner, start, f"train.start={config.train.start}")

@@ -19,6 +19,7 @@ from lrp_compress.training.ppo import AnnealedPPO
 from lrp_compress.training.vec_env import AtariVecEnv
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+TOLERANCE = {"cpu": 1e-4, "cuda": 0.05}  # of what the weights moved; a GPU multiplies with TF32's 10 bits
 ENVS, STEPS = 4, 64
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -75,7 +76,7 @@ def test_updates_are_those_of_stable_baselines(env: AtariVecEnv, device: str):
                 assert value == pytest.approx(logged[name], rel=0.02, abs=1e-4), name
         for name, value in theirs.policy.state_dict().items():
             moved = (value - before[name]).norm()
-            assert (ours.policy.state_dict()[name] - value).norm() < 0.01 * moved, name
+            assert (ours.policy.state_dict()[name] - value).norm() < TOLERANCE[device] * moved, name
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -98,7 +99,7 @@ def test_drawn_actions_follow_the_policy(env: AtariVecEnv, device: str):
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_whole_training_on_the_device_moves_the_policy(env: AtariVecEnv, device: str):
     learner = learner_of(env, device)
-    before = learner.policy.action_net.weight.clone()
+    before = learner.policy.action_net.weight.detach().clone()
     learner.learn(3 * ENVS * STEPS)
     assert torch.isfinite(learner.policy.action_net.weight).all()
     assert (learner.policy.action_net.weight - before).abs().max() > 1e-4
