@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stable_baselines3.common.logger import Logger
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import LearnerConfig
 from lrp_compress.training.algorithms import make_learner
+from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
 from lrp_compress.training.ppo import AnnealedPPO
 from lrp_compress.training.vec_env import AtariVecEnv
 
@@ -77,6 +79,23 @@ def test_updates_are_those_of_stable_baselines(env: AtariVecEnv, device: str):
         for name, value in theirs.policy.state_dict().items():
             moved = (value - before[name]).norm()
             assert (ours.policy.state_dict()[name] - value).norm() < TOLERANCE[device] * moved, name
+
+
+def test_a_checkpoint_of_recorded_steps_goes_on_anywhere(env: AtariVecEnv, tmp_path: Path):
+    before, after = learner_of(env, DEVICES[-1]), learner_of(env, "cpu")
+    play(before, env)
+    before.train_replayed()
+    save_checkpoint(tmp_path / "checkpoint.pt", before, [])
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    assert state is not None
+    restore(after, state)
+    for name, value in before.policy.state_dict().items():
+        torch.testing.assert_close(after.policy.state_dict()[name], value.cpu(), rtol=0, atol=0)
+    play(after, env)
+    after._current_progress_remaining = 0.5
+    PPO.train(after)
+    assert after.policy.optimizer.param_groups[0]["lr"] == 0.5e-3
+    assert not torch.equal(after.policy.action_net.weight.cpu(), before.policy.action_net.weight.cpu())
 
 
 @pytest.mark.parametrize("device", DEVICES)
