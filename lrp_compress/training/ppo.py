@@ -69,8 +69,8 @@ class AnnealedPPO(PPO):
         """Update the policy, with the entropy coefficient of this time of the training."""
         self.ent_coef = self._entropy_schedule(self._current_progress_remaining)
         self.logger.record("train/ent_coef", self.ent_coef)
-        # a recording can neither stop early nor does it know the base class's rarer options
-        if self.device.type == "cuda" and self.target_kl is None and self.clip_range_vf is None and not self.use_sde:
+        # a recording cannot stop early, nor does it clip values
+        if self.device.type == "cuda" and self.target_kl is None and self.clip_range_vf is None:
             self.train_replayed()
         else:
             super().train()
@@ -128,7 +128,7 @@ class AnnealedPPO(PPO):
         clip, entropy_weight = coefficients
         policy = cast(PixelPolicy, self.policy)
         log_probs, values = policy.outputs(observations)
-        if self.normalize_advantage:
+        if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         log_ratio = log_probs.gather(1, actions.long()).squeeze(1) - old_log_prob
         ratio = log_ratio.exp()
