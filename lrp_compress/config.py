@@ -100,6 +100,25 @@ class DistillConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """How the distilled student goes on learning from the game (``conf/finetune``)."""
+
+    steps: int = within(0)
+    divergence: float = within(0)
+    envs: int = within(1, 1024)
+    n_steps: int = within(1)
+    n_epochs: int = within(1)
+    batch_size: int = within(2)
+    learning_rate: float = within(0, open_low=True)
+    gamma: float = within(0, 1)
+    gae_lambda: float = within(0, 1)
+    clip_range: float = within(0, open_low=True)
+    ent_coef: float = within(0)
+    max_grad_norm: float = within(0, open_low=True)
+    checkpoint_minutes: float = within(0)
+
+
+@dataclass
 class EvaluateConfig:
     """How agents are evaluated (``conf/evaluate``)."""
 
@@ -155,6 +174,7 @@ class Config:
     criterion: CriterionConfig = MISSING
     prune: PruneConfig = MISSING
     distill: DistillConfig = MISSING
+    finetune: FinetuneConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     quantize: QuantizeConfig = MISSING
     export: list[str] = MISSING

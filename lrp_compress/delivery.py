@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, save_agent
 from lrp_compress.atari.evaluation import Evaluation
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.compression.distillation import Progress, distill
@@ -149,6 +149,10 @@ class Delivery:
 
     def _distill_for_int8(self, rollouts: Rollouts) -> Agent:
         wanted, student = self._config.quantize, self._student
+        if self._config.finetune.steps:  # the original has not learned what the student has since
+            teacher, kept = student, all_channels(student.network.widths)
+        else:
+            teacher, kept = self._stage.teacher, student.info.kept
         how = dataclasses.replace(
             self._config.distill, learning_rate=wanted.learning_rate, match_entropy=False, precision="float32"
         )
@@ -161,8 +165,8 @@ class Delivery:
             logger.info("the student is distilled for int8 with %d samples", wanted.samples)
             result = distill(
                 quantization_aware(student.network),
-                {} if student.network.head_kind == "dueling" else student.info.kept,
-                self._stage.teacher,
+                {} if student.network.head_kind == "dueling" else kept,
+                teacher,
                 rollouts.outputs,
                 how,
                 wanted.samples,

@@ -22,6 +22,7 @@ from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
 from lrp_compress.config import Config
 from lrp_compress.delivery import Delivery
 from lrp_compress.deployment.exports import check_exports
+from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, file_digest
 from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
 from lrp_compress.resume import STAGES, run_once
@@ -63,6 +64,8 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
         plan = stage.plan(student, scores, step, ratio)
         pruned = stage.prune(student, plan, step)
         student = stage.distill(pruned, rollouts, step, last=step == len(ratios))
+        if step == len(ratios):
+            student = stage.finetune(student)
         metrics = stage.compare({"pruned": pruned, "student": student}, rollouts, step)
 
     agents = {"teacher": teacher} | ({"pruned": pruned} if config.prune.evaluate else {}) | {"student": student}
@@ -87,7 +90,8 @@ def preflight(config: Config) -> None:
     ------
     UserError
         If a name is in no registry, the teacher cannot be loaded or does not fit the game, the layers to prune are
-        not the teacher's, a folder cannot be written to, or the tracking store does not answer.
+        not the teacher's, it has no policy to fine-tune, a folder cannot be written to, or the tracking store does not
+        answer.
     """
     for registry, name in (
         (CRITERIA, config.criterion.name),
@@ -99,6 +103,8 @@ def preflight(config: Config) -> None:
     check_exports(config.export, config.quantize.kind)
     teacher, _ = find_teacher(config)
     prunable_layers(config.prune, teacher.network.widths)
+    if config.finetune.steps and teacher.network.head_kind != "policy":
+        raise UserError("finetune=ppd learns a policy, and the teacher has Q-values; choose finetune=none")
     envs_for(teacher, 1, config.protocol, config.seed).close()
     check_writable(Path(config.cache_dir), "cache_dir")
     check_store(config.tracking)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lrp_compress.atari.probing import Probe, probe
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.distillation import Progress, action_agreement, distill
+from lrp_compress.compression.finetuning import Update, finetune
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.config import Config, DistillConfig, config_hash
 from lrp_compress.errors import GivenUp
@@ -145,8 +147,8 @@ class Stages:
 
         def make() -> Agent:
             samples = config.distill.samples if last else config.distill.step_samples
-            if agent.network.widths == self.teacher.network.widths:
-                samples = 0  # nothing was removed, so there is nothing to make up for
+            if self._is_whole(agent):
+                samples = 0
             seed = stage_seed(config.seed, "distill", step)
             result = distill(
                 agent.network,
@@ -171,6 +173,28 @@ class Stages:
             return Agent(result.network, agent.info)
 
         return stored(self._step_file(step, "student.safetensors"), make, save_agent, load_agent)
+
+    def finetune(self, agent: Agent) -> Agent:
+        """Let the student go on learning from the game's rewards, near its teacher, if that is wanted."""
+        config = self.config
+        if not config.finetune.steps or self._is_whole(agent):
+            return agent
+        checkpoint = self.folder / "finetuning.pt"
+
+        def track(updates: list[Update]) -> None:
+            for update in updates:
+                values = {f"finetune/{name}": value for name, value in dataclasses.asdict(update).items()}
+                self.tracker.metrics({k: v for k, v in values.items() if math.isfinite(v)}, update.steps)
+            self.tracker.flush()
+
+        def make() -> Agent:
+            seed = stage_seed(config.seed, "finetune")
+            network = finetune(agent.network, self.teacher, config.finetune, config.protocol, seed, checkpoint, track)
+            return Agent(network, agent.info)
+
+        student = stored(self.folder / "finetuned.safetensors", make, save_agent, load_agent)
+        checkpoint.unlink(missing_ok=True)
+        return student
 
     def compare(self, agents: Mapping[str, Agent], rollouts: Rollouts, step: int) -> dict[str, float]:
         """Compare agents with the teacher after a step: their action agreement on the teacher's states."""
@@ -199,6 +223,10 @@ class Stages:
             save_evaluation(path, evaluation)
         self.tracker.artifact(path, "evaluation")
         return evaluation
+
+    def _is_whole(self, agent: Agent) -> bool:
+        """Whether nothing was removed, so that there is nothing to make up for."""
+        return agent.network.widths == self.teacher.network.widths
 
     def _step_file(self, step: int, name: str) -> Path:
         return self.folder / f"step-{step}" / name

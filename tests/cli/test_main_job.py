@@ -260,6 +260,24 @@ def test_nothing_pruned_is_nothing_to_distil(main_job: MainJob, tmp_path: Path):
     assert played == {"teacher", "student"}
 
 
+def test_finetuned_after_the_last_distillation(main_job: MainJob, tmp_path: Path):
+    finetune = "finetune={steps: 700, envs: 4, n_steps: 25, batch_size: 50}"
+    main_job(tmp_path, *UNDISTILLED, "distill.samples=600", "finetune=ppd", finetune)
+    stages = run_folder(tmp_path) / "stages"
+    distilled, student = (
+        load_agent(path).network.state_dict()
+        for path in (stages / "step-1" / "student.safetensors", run_folder(tmp_path) / "student.safetensors")
+    )
+    assert not student["conv1.weight"].equal(distilled["conv1.weight"])
+    (run,) = runs(tmp_path)
+    history = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}").get_metric_history(
+        run.info.run_id, "finetune/divergence"
+    )
+    assert [point.step for point in history] == [500, 600, 700]  # before that only the critic learned
+    assert run.data.params["finetune.divergence"] == "0.2"
+    assert not list(stages.glob("*.pt"))
+
+
 def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob, tmp_path: Path):
     sweep = ["-m", "criterion=weight_l1,random", *UNDISTILLED]
     main_job(tmp_path, *sweep)
