@@ -17,7 +17,13 @@ from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, sav
 from lrp_compress.atari.evaluation import Evaluation
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.compression.distillation import Progress, distill
-from lrp_compress.compression.quantization import Quantization, full_precision, quantization_aware, quantize_static
+from lrp_compress.compression.quantization import (
+    Quantization,
+    full_precision,
+    prepared,
+    quantization_aware,
+    quantize_static,
+)
 from lrp_compress.config import RolloutsConfig
 from lrp_compress.deployment.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.deviation import Deviation
@@ -143,7 +149,8 @@ class Delivery:
                 f"int8 and float32 student agree in {agreement:.1%} of the held-out states, less than "
                 f"quantize.min_agreement={least}; lower it, or choose quantize=none"
             )
-        source = Int8Source(path, agent, self.seen.calibration, quantization.granularity == "per_channel")
+        calibration = self.seen.calibration
+        source = Int8Source(path, prepared(agent, quantization.way, calibration), calibration, quantization.per_channel)
         evaluation = self._stage.evaluate(agent, name, OnnxPolicy(path).outputs)
         return Int8(source, quantization, evaluation, distilled)
 
@@ -244,4 +251,4 @@ class Delivery:
 
 def _load_quantization(path: Path) -> Quantization:
     fields = read_json(path)
-    return Quantization(fields["granularity"], {name: Deviation(**d) for name, d in fields["deviations"].items()})
+    return Quantization(fields["way"], {name: Deviation(**d) for name, d in fields["deviations"].items()})

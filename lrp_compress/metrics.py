@@ -103,7 +103,8 @@ def int8_metrics(quantization: Quantization, size_bytes: int, aware: bool) -> di
         "margin": chosen.margin,
         "margin_where_differing": chosen.margin_where_differing,
         "size_bytes": size_bytes,
-        "per_channel": quantization.granularity == "per_channel",
+        "per_channel": quantization.per_channel,
+        "equalized": quantization.way == "equalized",
         "distilled": aware,
     }
 

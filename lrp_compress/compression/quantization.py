@@ -22,11 +22,13 @@ from torch.nn.utils import parametrize
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.networks import CONV_GEOMETRY, PolicyNetwork, fold_dueling
+from lrp_compress.compression.equalization import equalize
 from lrp_compress.deployment.deviation import Deviation, deviation
 from lrp_compress.deployment.onnx_models import save_int8
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.files import atomic_path
 
+WAYS = ("per_channel", "per_tensor", "equalized")
 RANGE_MEMORY = 0.99  # share of a range that stays after a batch (Jacob et al. 2018, section 3.1)
 
 
@@ -36,25 +38,31 @@ class Quantization:
 
     Attributes
     ----------
-    granularity : {"per_channel", "per_tensor"}
-        Of the weights' scales: the one with the smaller error.
+    way : {"per_channel", "per_tensor", "equalized"}
+        A scale for every output channel of a layer's weights, one for the layer, or the former after `equalize`: the
+        one with the smallest error.
     deviations : dict of str to Deviation
-        Of both, on held-out states.
+        Of all three, on held-out states.
     """
 
-    granularity: str
+    way: str
     deviations: dict[str, Deviation]
 
     @property
     def chosen(self) -> Deviation:
         """The deviation of the file that was kept."""
-        return self.deviations[self.granularity]
+        return self.deviations[self.way]
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether every output channel has a scale."""
+        return self.way != "per_tensor"
 
 
 def quantize_static(
     path: Path, agent: Agent, calibration: NDArray[np.uint8], held_out: NDArray[np.uint8]
 ) -> Quantization:
-    """Quantise an agent with scales per channel and per tensor, and keep the file that is nearer to it.
+    """Quantise an agent in three ways, and keep the file that is nearest to it.
 
     Parameters
     ----------
@@ -72,14 +80,21 @@ def quantize_static(
     reference = batched_outputs(agent.network, torch.from_numpy(held_out))
     deviations = {}
     with tempfile.TemporaryDirectory() as folder:
-        for granularity in ("per_channel", "per_tensor"):
-            candidate = Path(folder) / f"{granularity}.onnx"
-            save_int8(candidate, agent, calibration, per_channel=granularity == "per_channel")
-            deviations[granularity] = deviation(OnnxPolicy(candidate).outputs(held_out), reference)
-        best = min(deviations, key=lambda name: deviations[name].error)
+        for way in WAYS:
+            candidate = Path(folder) / f"{way}.onnx"
+            save_int8(candidate, prepared(agent, way, calibration), calibration, per_channel=way != "per_tensor")
+            deviations[way] = deviation(OnnxPolicy(candidate).outputs(held_out), reference)
+        best = min(deviations, key=lambda way: deviations[way].error)
         with atomic_path(path) as temporary:
             copyfile(Path(folder) / f"{best}.onnx", temporary)
     return Quantization(best, deviations)
+
+
+def prepared(agent: Agent, way: str, calibration: NDArray[np.uint8]) -> Agent:
+    """Give the agent, with the same outputs, that one of the ways quantises."""
+    if way != "equalized":
+        return agent
+    return Agent(equalize(agent.network, torch.from_numpy(calibration)), agent.info)
 
 
 def quantization_aware(network: PolicyNetwork) -> PolicyNetwork:

@@ -48,9 +48,9 @@ def test_the_nearer_file_is_kept(tmp_path: Path, play: NDArray[np.uint8]) -> Non
         own.network.fc1.weight[0] *= 100
         own.network.head.weight[:, 0] /= 100
     made = quantize_static(tmp_path / "agent.onnx", own, play[:48], play[48:])
-    assert made.granularity == "per_channel"
+    assert made.per_channel
     assert made.deviations["per_channel"].error < made.deviations["per_tensor"].error
-    assert made.chosen == made.deviations["per_channel"]
+    assert made.chosen.error == min(deviation.error for deviation in made.deviations.values())
     outputs = OnnxPolicy(tmp_path / "agent.onnx").outputs(play[48:])
     reference = own.network(torch.from_numpy(play[48:])).detach()
     assert (outputs - reference).abs().max().item() == pytest.approx(made.chosen.max_difference, rel=1e-3)
