@@ -37,7 +37,7 @@ from lrp_compress.seeding import stage_seed
 
 GAMES = 100  # finished games that the return is the mean of
 ADAM_EPSILON = 1e-5  # as PPO is usually run (Huang et al. 2022, "The 37 Implementation Details of PPO", detail 3)
-WARM_UP = 4  # blocks that only the critic learns from
+WARM_UP = 16  # blocks that only the critic learns from, about a game: it has to know late states too
 
 
 @dataclass(frozen=True)
