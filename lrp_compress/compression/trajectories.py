@@ -105,8 +105,8 @@ def trajectories(
                     for lane in lanes:
                         if time:
                             lane.arrive(block, time - 1)
-                        lane.ask_teacher(block, time, teacher.network, dtype)
                         lane.set_off(block, time, student, rng, dtype)
+                        lane.ask_teacher(block, time, teacher.network, dtype)  # while the emulators work
                 for lane in lanes:
                     lane.arrive(block, steps - 1)
                     lane.ask_teacher(block, steps, teacher.network, dtype)
