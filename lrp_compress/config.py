@@ -181,6 +181,7 @@ class Config:
     latency: LatencyConfig = MISSING
     tracking: TrackingConfig = MISSING
     protocol: str = one_of("noop", "sticky")
+    device: str = one_of("cpu", "cuda")
     seed: int = within(0, 2**31 - 1)
     cache_dir: str = MISSING
     force: bool = MISSING
@@ -245,7 +246,7 @@ class TrainConfig:
     train: LearnerConfig = MISSING
     evaluate: EvaluateConfig = MISSING
     tracking: TrackingConfig = MISSING
-    device: str = MISSING
+    device: str = one_of("cpu", "cuda")
     seed: int = within(0, 2**31 - 1)
     force: bool = MISSING
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.inference import check_device
 from lrp_compress.agents.teachers import load_teacher, teacher_path
 from lrp_compress.artifacts import STUDENT, publish
 from lrp_compress.atari.envs import envs_for, minimal_actions
@@ -89,9 +90,9 @@ def preflight(config: Config) -> None:
     Raises
     ------
     UserError
-        If a name is in no registry, the teacher cannot be loaded or does not fit the game, the layers to prune are
-        not the teacher's, it has no policy to fine-tune, a folder cannot be written to, or the tracking store does not
-        answer.
+        If a name is in no registry, there is no GPU to learn on, the teacher cannot be loaded or does not fit the game,
+        the layers to prune are not the teacher's, it has no policy to fine-tune, a folder cannot be written to, or the
+        tracking store does not answer.
     """
     for registry, name in (
         (CRITERIA, config.criterion.name),
@@ -100,6 +101,7 @@ def preflight(config: Config) -> None:
         (LOSSES, config.distill.loss),
     ):
         registry[name]
+    check_device(config.device)
     check_exports(config.export, config.quantize.kind)
     teacher, _ = find_teacher(config)
     prunable_layers(config.prune, teacher.network.widths)

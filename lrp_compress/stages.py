@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -151,9 +152,9 @@ class Stages:
                 samples = 0
             seed = stage_seed(config.seed, "distill", step)
             result = distill(
-                agent.network,
+                self._to_learn(agent).network,
                 agent.info.kept,
-                self.teacher,
+                self._to_learn(self.teacher),
                 rollouts.outputs,
                 config.distill,
                 samples,
@@ -170,7 +171,7 @@ class Stages:
             }
             self.tracker.metrics(values, step)
             self.tracker.flush()
-            return Agent(result.network, agent.info)
+            return Agent(result.network.cpu(), agent.info)
 
         return stored(self._step_file(step, "student.safetensors"), make, save_agent, load_agent)
 
@@ -189,8 +190,9 @@ class Stages:
 
         def make() -> Agent:
             seed = stage_seed(config.seed, "finetune")
-            network = finetune(agent.network, self.teacher, config.finetune, config.protocol, seed, checkpoint, track)
-            return Agent(network, agent.info)
+            student, teacher = self._to_learn(agent).network, self._to_learn(self.teacher)
+            network = finetune(student, teacher, config.finetune, config.protocol, seed, checkpoint, track)
+            return Agent(network.cpu(), agent.info)
 
         student = stored(self.folder / "finetuned.safetensors", make, save_agent, load_agent)
         checkpoint.unlink(missing_ok=True)
@@ -223,6 +225,10 @@ class Stages:
             save_evaluation(path, evaluation)
         self.tracker.artifact(path, "evaluation")
         return evaluation
+
+    def _to_learn(self, agent: Agent) -> Agent:
+        """Copy an agent to where students learn."""
+        return Agent(copy.deepcopy(agent.network).to(self.config.device), agent.info)
 
     def _is_whole(self, agent: Agent) -> bool:
         """Whether nothing was removed, so that there is nothing to make up for."""

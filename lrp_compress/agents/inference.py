@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrp_compress.agents.networks import CONV_GEOMETRY, STACK, PolicyNetwork
+from lrp_compress.errors import UserError
 
 BLOCK = CONV_GEOMETRY["conv1"][1]  # conv1's stride in pixels
 SIDE = 84 // BLOCK  # blocks along an image's side
@@ -112,13 +113,28 @@ def dense_values(network: PolicyNetwork) -> Iterator[dict[str, Tensor]]:
 def batched_outputs(
     network: PolicyNetwork, observations: Tensor, dtype: torch.dtype = torch.float32, batch_size: int = 256
 ) -> Tensor:
-    """Compute the outputs for many observations without gradients, a batch at a time.
+    """Compute the outputs for many observations without gradients, a batch at a time on the network's device.
 
     Returns
     -------
     Tensor of float32, shape (N, actions)
+        Where the observations are.
     """
-    return torch.cat([fast_outputs(network, batch, dtype) for batch in torch.split(observations, batch_size)])
+    batches = torch.split(observations, batch_size)
+    outputs = [fast_outputs(network, batch.to(network.device), dtype) for batch in batches]
+    return torch.cat(outputs).to(observations.device)
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises
+    ------
+    UserError
+        If ``"cuda"`` is asked for and PyTorch finds no GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but PyTorch finds no GPU; choose device=cpu or install a CUDA build of torch")
 
 
 def faster_precision(network: PolicyNetwork, batch_size: int) -> torch.dtype:

@@ -89,7 +89,7 @@ def act(
     rng: np.random.Generator,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[NDArray[np.int64], Tensor]:
-    """Compute outputs and choose actions.
+    """Compute outputs, on the network's device, and choose actions.
 
     Parameters
     ----------
@@ -107,6 +107,7 @@ def act(
     -------
     actions : ndarray of int64, shape (N,)
     outputs : Tensor of float32, shape (N, actions)
+        On the CPU.
     """
-    outputs = fast_outputs(network, torch.from_numpy(observations), dtype)
+    outputs = fast_outputs(network, torch.from_numpy(observations).to(network.device), dtype).cpu()
     return choose_actions(outputs, rule, rng), outputs

@@ -31,16 +31,17 @@ class LinearCritic:
     def values(self, hidden: Tensor) -> Tensor:
         """Estimate values, shape (...), from hidden values, shape (..., units); 0 before the first fit."""
         if not self.fits:
-            return torch.zeros(hidden.shape[:-1])
-        return _with_one(hidden) @ self._weights
+            return torch.zeros(hidden.shape[:-1], device=hidden.device)
+        return _with_one(hidden) @ self._weights.to(hidden.device)
 
     def fit(self, hidden: Tensor, returns: Tensor) -> None:
         """Learn from states, hidden values of shape (..., units), and the returns that followed, shape (...)."""
         features = _with_one(hidden).flatten(0, -2).double()
-        self._gram = MEMORY * self._gram + features.T @ features
-        self._moments = MEMORY * self._moments + features.T @ returns.flatten().double()
+        device = hidden.device
+        self._gram = MEMORY * self._gram.to(device) + features.T @ features
+        self._moments = MEMORY * self._moments.to(device) + features.T @ returns.flatten().double()
         ridge = RIDGE * self._gram.diagonal().mean().clamp_min(1e-8)
-        regular = self._gram + ridge * torch.eye(len(self._gram), dtype=torch.float64)
+        regular = self._gram + ridge * torch.eye(len(self._gram), dtype=torch.float64, device=device)
         self._weights = torch.linalg.solve(regular, self._moments).float()
         self.fits += 1
 

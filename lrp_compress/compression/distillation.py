@@ -64,7 +64,7 @@ class Distillation:
     Attributes
     ----------
     network : PolicyNetwork
-        The best student by agreement on held-out states.
+        The best student by agreement on held-out states, on the device it learned on.
     curve : list of Progress
         One entry per check.
     temperature : float
@@ -105,7 +105,7 @@ def distill(
     Parameters
     ----------
     student : PolicyNetwork
-        Where to start from; left as it is.
+        Where to start from, on the device to learn on; left as it is.
     kept : mapping of str to sequence of int
         Per hidden layer the teacher's channels that the student's stem from; the dense ones are given the teacher's
         values as hints. A layer left out gets none.
@@ -228,7 +228,7 @@ class _Learner:
         stored = replay.stored()
         while self.samples + size <= due or self.samples < due == self._total:
             chosen = stored[torch.randint(len(stored), (size,), generator=self._rng)]
-            self._step(*replay.gather(chosen))
+            self._step(*(part.to(self.student.device) for part in replay.gather(chosen)))
             self.samples += size
 
     def _step(self, observations: Tensor, labels: Tensor) -> None:

@@ -83,9 +83,9 @@ def finetune(
     Parameters
     ----------
     student : PolicyNetwork
-        Where to start from, with a policy head; left as it is.
+        Where to start from, with a policy head, on the device to learn on; left as it is.
     teacher : Agent
-        With a policy head.
+        With a policy head, on the same device.
     config : FinetuneConfig
         Steps and hyperparameters.
     protocol : str
@@ -100,7 +100,7 @@ def finetune(
     Returns
     -------
     PolicyNetwork
-        After ``config.steps`` steps, rounded up to whole blocks.
+        After ``config.steps`` steps, rounded up to whole blocks; on the device it learned on.
 
     Raises
     ------
@@ -195,7 +195,7 @@ class ProximalLearner:
         whole = [part.flatten(0, 1) for part in parts]
         seen = []
         for _ in range(config.n_epochs):
-            order = torch.randperm(len(whole[0]), generator=batches)
+            order = torch.randperm(len(whole[0]), generator=batches).to(advantages.device)
             for chosen in torch.split(order, config.batch_size):
                 seen.append(self._step([part[chosen] for part in whole], left))
         means: list[float] = torch.stack(seen).mean(0).tolist()

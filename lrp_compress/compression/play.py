@@ -94,7 +94,8 @@ def play(
             step = latest[number] if turn < GROUPS else envs.receive()
             with dense_values(teacher.network) as values:
                 actions, outputs = act(teacher.network, step.observations, rule, rng, dtype)
-            known = torch.cat([outputs, *(values[name][:, list(units)].float() for name, units in kept.items())], 1)
+            hints = [values[name][:, list(units)].float().cpu() for name, units in kept.items()]
+            known = torch.cat([outputs, *hints], 1)
             if actor() is not teacher.network:
                 actions, _ = act(actor(), step.observations, rule, rng, dtype)
             envs.send(actions)

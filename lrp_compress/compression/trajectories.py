@@ -22,7 +22,7 @@ SAMPLE = ActionRule("sample", 0.0)
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Some steps of all environments, in order.
+    """Some steps of all environments, in order, on one device.
 
     Attributes
     ----------
@@ -54,17 +54,18 @@ class Trajectories:
 
     @classmethod
     def empty(cls, steps: int, envs: int, teacher: PolicyNetwork) -> Trajectories:
-        """Make room for a block."""
-        return cls(
-            observations=torch.empty(steps, envs, 4, 84, 84, dtype=torch.uint8),
-            actions=torch.empty(steps, envs, dtype=torch.int64),
-            log_probs=torch.empty(steps, envs),
-            teacher_log_probs=torch.empty(steps, envs, teacher.actions),
-            hidden=torch.empty(steps + 1, envs, teacher.widths[teacher.dense_layers[-1]]),
-            rewards=torch.empty(steps, envs),
-            ends=torch.empty(steps, envs, dtype=torch.bool),
-            returns=[],
-        )
+        """Make room for a block, on the teacher's device."""
+        with teacher.device:
+            return cls(
+                observations=torch.empty(steps, envs, 4, 84, 84, dtype=torch.uint8),
+                actions=torch.empty(steps, envs, dtype=torch.int64),
+                log_probs=torch.empty(steps, envs),
+                teacher_log_probs=torch.empty(steps, envs, teacher.actions),
+                hidden=torch.empty(steps + 1, envs, teacher.widths[teacher.dense_layers[-1]]),
+                rewards=torch.empty(steps, envs),
+                ends=torch.empty(steps, envs, dtype=torch.bool),
+                returns=[],
+            )
 
 
 def trajectories(
@@ -77,7 +78,7 @@ def trajectories(
     student : PolicyNetwork
         With a policy head; plays as it is at each step, so it may learn between two blocks.
     teacher : Agent
-        Of the same game, with a policy head and no second stream.
+        Of the same game, with a policy head and no second stream; on the student's device.
     envs : int
         Environments.
     steps : int
@@ -126,7 +127,7 @@ class _Lane:
     def ask_teacher(self, block: Trajectories, time: int, teacher: PolicyNetwork, dtype: torch.dtype) -> None:
         """Note what the teacher makes of the current states."""
         with dense_values(teacher) as values, torch.inference_mode():
-            outputs = fast_outputs(teacher, torch.from_numpy(self._observations), dtype)
+            outputs = fast_outputs(teacher, torch.from_numpy(self._observations).to(teacher.device), dtype)
         block.hidden[time, self._place] = values[teacher.dense_layers[-1]].float()
         if time < len(block.actions):
             block.teacher_log_probs[time, self._place] = outputs.log_softmax(1)

@@ -14,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.agents.inference import check_device
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.envs import PROTOCOLS, minimal_actions
@@ -33,7 +34,6 @@ from lrp_compress.training.learning import learn, make_envs
 from lrp_compress.videos import side_by_side_video
 
 VIDEO_STEPS = 1800  # two minutes at most
-DEVICES = ("cpu", "cuda")
 
 
 def train(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str, float]:
@@ -109,10 +109,7 @@ def preflight(config: TrainConfig) -> None:
         If there is no such device, the algorithm or a hyperparameter is unknown or refused, the game has no FIRE to
         press, the agent to start from cannot be learned on, or the tracking store does not answer.
     """
-    if config.device not in DEVICES:
-        raise UserError(f"device={config.device} is unknown; choose from: {', '.join(DEVICES)}")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but PyTorch finds no GPU; choose device=cpu or install a CUDA build of torch")
+    check_device(config.device)
     if config.train.fire_on_life_loss and "FIRE" not in minimal_actions(config.game.name):
         raise UserError(f"{config.game.name} has no FIRE action to press; set train.fire_on_life_loss=false")
     few = dataclasses.replace(config.train, envs=min(2, config.train.envs))  # 128 take a quarter of a minute to make

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs, faster_precision
+from lrp_compress.agents.inference import batched_outputs, check_device, dense_values, fast_outputs, faster_precision
 from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.errors import UserError
 
 NETWORKS = {
     "nature": (NATURE_WIDTHS, "q"),
@@ -130,3 +131,10 @@ def test_dense_values_are_what_the_heads_see(kind: str):
     before = dict(values)
     fast_outputs(network, frames(2))
     assert all(values[name] is tensor for name, tensor in before.items())  # no longer listening
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_device("cpu")
+    with pytest.raises(UserError, match="device=cuda, but PyTorch finds no GPU; choose device=cpu"):
+        check_device("cuda")

@@ -49,6 +49,7 @@ MISTAKES = {
     "game=breakout prune.ratio=1.0": ["prune.ratio=1.0", "[0, 1)"],
     "game=breakout prune.ratio=-0.1": ["prune.ratio=-0.1", "[0, 1)"],
     "game=breakout criterion.composite=gama": ["criterion.composite=gama", "did you mean gamma?"],
+    "game=breakout device=tpu": ["device=tpu", "cpu, cuda"],
     "game=freeway finetune=ppd": ["finetune=ppd learns a policy", "choose finetune=none"],
     "game=breakout finetune=pdd": ["finetune=pdd", "did you mean ppd?"],
     "game=breakout finetune=ppd finetune.gamma=1.5": ["finetune.gamma=1.5", "[0, 1]"],

@@ -90,10 +90,13 @@ def distance(loss: str, network: PolicyNetwork, play: Rollouts) -> float:
 
 
 @pytest.fixture(scope="module")
-def learned(teacher: Agent, play: Rollouts) -> tuple[PolicyNetwork, PolicyNetwork, Distillation, list[Progress]]:
+def learned(
+    teacher: Agent, play: Rollouts, device: str
+) -> tuple[PolicyNetwork, PolicyNetwork, Distillation, list[Progress]]:
     """A pruned teacher, a copy made of it before, and what it became: 1,500 steps of play, 6,000 samples."""
-    student = pruned(teacher, 0.6)
+    student = pruned(teacher, 0.6).to(device)
     before = copy.deepcopy(student)
+    teacher = Agent(copy.deepcopy(teacher.network).to(device), teacher.info)
     result, heard = distilled(student, teacher, play, 6000, data="mixed", batch_size=32, passes=4, learning_rate=1e-3)
     return student, before, result, heard
 

@@ -26,14 +26,15 @@ BLOCK = 4 * 8  # steps
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Agent:
-    return load_agent(teachers_dir() / "breakout.safetensors")
+def teacher(device: str) -> Agent:
+    agent = load_agent(teachers_dir() / "breakout.safetensors")
+    return Agent(agent.network.to(device), agent.info)
 
 
 @pytest.fixture(scope="module")
-def student() -> PolicyNetwork:
+def student(device: str) -> PolicyNetwork:
     torch.manual_seed(0)
-    return PolicyNetwork({"conv1": 8, "conv2": 8, "conv3": 8, "fc1": 16}, "policy", 4)
+    return PolicyNetwork({"conv1": 8, "conv2": 8, "conv3": 8, "fc1": 16}, "policy", 4).to(device)
 
 
 def configured(**changes: Any) -> FinetuneConfig:
@@ -43,7 +44,7 @@ def configured(**changes: Any) -> FinetuneConfig:
 
 
 def weights(network: PolicyNetwork) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()]).cpu()
 
 
 @pytest.fixture(scope="module")

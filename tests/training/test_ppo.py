@@ -21,7 +21,7 @@ from lrp_compress.training.ppo import AnnealedPPO
 from lrp_compress.training.vec_env import AtariVecEnv
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-TOLERANCE = {"cpu": 1e-4, "cuda": 0.05}  # of what the weights moved; a GPU multiplies with TF32's 10 bits
+TOLERANCE = {"cpu": 1e-4, "cuda": 0.01}  # of what the weights moved
 ENVS, STEPS = 4, 64
 
 pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -58,7 +58,8 @@ def take_buffer(learner: AnnealedPPO, other: AnnealedPPO) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_updates_are_those_of_stable_baselines(env: AtariVecEnv, device: str):
+def test_updates_are_those_of_stable_baselines(env: AtariVecEnv, device: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # its 10 bits make noise that hides mistakes
     ours, theirs = learner_of(env, device), learner_of(env, device)
     before = {name: value.clone() for name, value in theirs.policy.state_dict().items()}
     for left in (0.8, 0.3):  # of the training: the coefficients fall
@@ -75,7 +76,7 @@ def test_updates_are_those_of_stable_baselines(env: AtariVecEnv, device: str):
         logged = dict(theirs.logger.name_to_value)
         for name, value in ours.logger.name_to_value.items():
             if name not in ("train/loss", "train/approx_kl"):  # of the last step and epoch there, means here
-                assert value == pytest.approx(logged[name], rel=0.02, abs=1e-4), name
+                assert value == pytest.approx(logged[name], rel=0.02, abs=TOLERANCE[device]), name
         for name, value in theirs.policy.state_dict().items():
             moved = (value - before[name]).norm()
             assert (ours.policy.state_dict()[name] - value).norm() < TOLERANCE[device] * moved, name
