@@ -184,8 +184,9 @@ class Stages:
 
         def track(updates: list[Update]) -> None:
             for update in updates:
-                values = {f"finetune/{name}": value for name, value in dataclasses.asdict(update).items()}
-                self.tracker.metrics({k: v for k, v in values.items() if math.isfinite(v)}, update.steps)
+                values = dataclasses.asdict(update)
+                step = values.pop("steps")
+                self.tracker.metrics({f"finetune/{k}": v for k, v in values.items() if math.isfinite(v)}, step)
             self.tracker.flush()
 
         def make() -> Agent:

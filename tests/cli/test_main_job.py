@@ -274,6 +274,9 @@ def test_finetuned_after_the_last_distillation(main_job: MainJob, tmp_path: Path
         run.info.run_id, "finetune/divergence"
     )
     assert [point.step for point in history] == [680, 720, 760]  # before that only the critic learned
+    charts = {key.removeprefix("finetune/") for key in run.data.metrics if key.startswith("finetune/")}
+    assert charts >= {"divergence", "entropy", "clip_fraction", "explained_variance"}
+    assert "steps" not in charts  # that is the axis
     assert run.data.params["finetune.divergence"] == "0.2"
     assert not list(stages.glob("*.pt"))
 
