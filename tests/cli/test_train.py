@@ -125,7 +125,7 @@ def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Co
     [
         ([], "no game was chosen; add e.g. game=breakout"),
         (["game=pong", "algorithm=dqnn"], "algorithm=dqnn is unknown (did you mean dqn?)"),
-        (["game=pong", "device=tpu"], "device=tpu is unknown; choose from: cpu, cuda"),
+        (["game=pong", "device=tpu"], "device=tpu is unknown (did you mean cpu?); choose from: cpu, cuda"),
         (
             ["game=freeway", "train.fire_on_life_loss=true"],
             "freeway has no FIRE action to press; set train.fire_on_life_loss=false",
