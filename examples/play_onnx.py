@@ -27,6 +27,8 @@ def average(pixels: int) -> np.ndarray:
 height, width = ale.getScreenDims()
 rows, columns = average(height), average(width).T
 stack, score, lives = np.zeros((1, 4, 84, 84), np.uint8), 0, 0
+for _ in range(rng.integers(30)):  # idle frames, as in the games it was evaluated in (protocol noop)
+    ale.act(ale_py.Action.NOOP)
 while not ale.game_over() and not ale.game_truncated():
     outputs = session.run(None, {"observations": stack})[0][0]
     noise = rng.gumbel(size=outputs.shape) if about["head"] == "policy" else 0  # a policy is sampled from
