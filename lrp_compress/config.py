@@ -76,6 +76,14 @@ class PruneConfig:
 
 
 @dataclass
+class RepairConfig:
+    """How what pruning took is made up for in closed form (``conf/repair``)."""
+
+    kind: str = one_of("ridge", "none")
+    strength: float | None = within(0, open_low=True)
+
+
+@dataclass
 class DistillConfig:
     """How the student learns from the teacher (``conf/distill``)."""
 
@@ -173,6 +181,7 @@ class Config:
     rollouts: RolloutsConfig = MISSING
     criterion: CriterionConfig = MISSING
     prune: PruneConfig = MISSING
+    repair: RepairConfig = MISSING
     distill: DistillConfig = MISSING
     finetune: FinetuneConfig = MISSING
     evaluate: EvaluateConfig = MISSING

@@ -64,12 +64,14 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
         scores = stage.score(student, rollouts, step)
         plan = stage.plan(student, scores, step, ratio)
         pruned = stage.prune(student, plan, step)
-        student = stage.distill(pruned, rollouts, step, last=step == len(ratios))
+        repaired = stage.repair(pruned, rollouts, step)
+        student = stage.distill(repaired, rollouts, step, last=step == len(ratios))
         if step == len(ratios):
             student = stage.finetune(student)
-        metrics = stage.compare({"pruned": pruned, "student": student}, rollouts, step)
+        steps = {"pruned": pruned} | ({"repaired": repaired} if config.repair.kind != "none" else {})
+        metrics = stage.compare(steps | {"student": student}, rollouts, step)
 
-    agents = {"teacher": teacher} | ({"pruned": pruned} if config.prune.evaluate else {}) | {"student": student}
+    agents = {"teacher": teacher} | (steps if config.prune.evaluate else {}) | {"student": student}
     evaluations = {name: stage.evaluate(agent, name) for name, agent in agents.items()}
     delivery = Delivery(stage, student)
     files = delivery.float_files(agents)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
+from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.teachers import SHIPPED
 from lrp_compress.atari.acting import Outputs, action_rule
 from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
@@ -23,7 +24,9 @@ from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollout
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.distillation import Progress, action_agreement, distill
 from lrp_compress.compression.finetuning import Update, finetune
+from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
+from lrp_compress.compression.repair import held_out_games, lessons, repair
 from lrp_compress.config import Config, DistillConfig, config_hash
 from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
@@ -32,6 +35,8 @@ from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
+
+HELD_OUT = 1 / 6  # of the states of the teacher's play: games that nothing is solved from
 
 
 class Stages:
@@ -131,6 +136,25 @@ class Stages:
 
         return stored(self._step_file(step, "pruned.safetensors"), make, save_agent, load_agent)
 
+    def repair(self, agent: Agent, rollouts: Rollouts, step: int) -> Agent:
+        """Solve the layers after the removed channels again, for what the teacher's layers say."""
+        config = self.config
+        if config.repair.kind == "none" or self._is_whole(agent):
+            return agent
+
+        def make() -> Agent:
+            held_out = held_out_games(rollouts.episodes, HELD_OUT)
+            seed = stage_seed(config.seed, "repair", step)
+            training, checked = (
+                lessons(self.teacher.network, rollouts.observations(chosen.nonzero().flatten()), seed)
+                for chosen in (~held_out, held_out)
+            )
+            result = repair(agent.network, agent.info.kept, training, checked, config.repair.strength)
+            self.tracker.metrics({f"repair/{name}_strength": value for name, value in result.strengths.items()}, step)
+            return Agent(result.network, agent.info)
+
+        return stored(self._step_file(step, "repaired.safetensors"), make, save_agent, load_agent)
+
     def distill(self, agent: Agent, rollouts: Rollouts, step: int, last: bool) -> Agent:
         """Let the pruned network learn from the teacher; its progress is tracked as it comes."""
         config = self.config
@@ -200,11 +224,15 @@ class Stages:
         return student
 
     def compare(self, agents: Mapping[str, Agent], rollouts: Rollouts, step: int) -> dict[str, float]:
-        """Compare agents with the teacher after a step: their action agreement on the teacher's states."""
-        observations = rollouts.observations(torch.arange(len(rollouts)))
+        """Compare agents with the teacher after a step: divergence and action agreement on the held-out games."""
+        states = held_out_games(rollouts.episodes, HELD_OUT).nonzero().flatten()
+        observations, wanted = rollouts.observations(states), rollouts.outputs[states]
+        temperature = default_temperature(self.teacher.network.head_kind, rollouts.outputs)
         values = {}
         for name, agent in agents.items():
-            values[f"{name}/action_agreement"] = action_agreement(agent.network, observations, rollouts.outputs)
+            outputs = batched_outputs(agent.network, observations)
+            values[f"{name}/kl"] = kl(outputs, wanted, temperature).item()
+            values[f"{name}/action_agreement"] = action_agreement(outputs, wanted)
         self.tracker.metrics(values, step)
         return values
 

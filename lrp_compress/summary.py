@@ -11,7 +11,7 @@ from rich.table import Table
 MISSING_CELL = "\N{EN DASH}"
 # label, metric, how it is written; where there are two metrics they are the ends of an interval
 Rows = tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...]
-AGENTS = ("teacher", "pruned", "student")
+AGENTS = ("teacher", "pruned", "repaired", "student")
 
 
 def _return(value: float) -> str:

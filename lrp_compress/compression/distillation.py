@@ -251,8 +251,8 @@ class _Learner:
         """Keep the student as the best if it agrees with the teacher at least as often, on the same states."""
         observations, labels = self._gather_all(held_out)
         outputs = batched_outputs(self.student, observations, self.dtype)
-        agreement = _agreement(outputs, labels)
-        if agreement >= _agreement(batched_outputs(self.best, observations, self.dtype), labels):
+        agreement = action_agreement(outputs, labels)
+        if agreement >= action_agreement(batched_outputs(self.best, observations, self.dtype), labels):
             self.best.load_state_dict(self.student.state_dict())
         loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
@@ -275,10 +275,6 @@ class _Learner:
         return observations, labels[:, : self.student.actions]
 
 
-def _agreement(outputs: Tensor, labels: Tensor) -> float:
-    return (outputs.argmax(1) == labels.argmax(1)).float().mean().item()
-
-
 @torch.no_grad()
 def _scale_outputs(network: PolicyNetwork, factor: float) -> None:
     for head in network.heads:
@@ -286,15 +282,12 @@ def _scale_outputs(network: PolicyNetwork, factor: float) -> None:
             parameter.mul_(factor)
 
 
-def action_agreement(network: PolicyNetwork, observations: Tensor, outputs: Tensor) -> float:
-    """Share of states where a network prefers the action the teacher prefers, computed in float32.
+def action_agreement(outputs: Tensor, wanted: Tensor) -> float:
+    """Share of states where the outputs prefer the action that the teacher prefers.
 
     Parameters
     ----------
-    network : PolicyNetwork
-        The network to compare.
-    observations : Tensor of uint8, shape (N, 4, 84, 84)
-    outputs : Tensor of float32, shape (N, actions)
-        The teacher's outputs there.
+    outputs, wanted : Tensor of float32, shape (N, actions)
+        Of a network and of its teacher.
     """
-    return _agreement(batched_outputs(network, observations), outputs)
+    return (outputs.argmax(1) == wanted.argmax(1)).float().mean().item()

@@ -106,7 +106,7 @@ def test_a_pruned_student_recovers(learned: Any, play: Rollouts):
     losses = [progress.loss for progress in heard]
     assert losses[-1] < 0.8 * losses[0]
     observations = play.observations(torch.arange(len(play)))
-    agreements = [action_agreement(network, observations, play.outputs) for network in (before, result.network)]
+    agreements = [action_agreement(batched_outputs(n, observations), play.outputs) for n in (before, result.network)]
     assert agreements[1] > agreements[0] + 0.1
     assert agreements[1] > 0.55
     assert distance("kl", result.network, play) < 0.7 * distance("kl", before, play)
@@ -241,8 +241,10 @@ def test_action_agreement_by_hand(play: Rollouts):
     observations = play.observations(torch.arange(64))
     with torch.no_grad():
         same = student(observations).argmax(1) == play.outputs[:64].argmax(1)
-    assert action_agreement(student, observations, play.outputs[:64]) == pytest.approx(same.float().mean().item())
-    assert action_agreement(student, observations, -1.0 * play.outputs[:64]) != 1
+    assert action_agreement(batched_outputs(student, observations), play.outputs[:64]) == pytest.approx(
+        same.float().mean().item()
+    )
+    assert action_agreement(batched_outputs(student, observations), -1.0 * play.outputs[:64]) != 1
 
 
 def test_hints_bring_the_kept_units_closer(teacher: Agent, play: Rollouts):

@@ -1,0 +1,222 @@
+"""Closed-form repair of a pruned network: what its layers lost with the removed channels is made up for by the others.
+
+Layers are taken from the input to the outputs. Each is solved again so that, from inputs X out of the already repaired
+network, it says what the teacher's layer says in the same states, Z (pre-activations of the channels it kept). It is a
+ridge regression towards the weights W it has, not towards 0:
+
+    W + (X'X + k I)^-1 X'(Z - X W),    k = strength * mean(diag(X'X)),
+
+after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp_compress.agents.inference import fast_outputs
+from lrp_compress.agents.networks import PolicyNetwork
+
+STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
+PATCHES = 12  # places of a convolution's map that are looked at in a state
+BATCH = 256  # states computed at a time
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher's layers say of a batch of states.
+
+    Attributes
+    ----------
+    observations : Tensor of uint8, shape (N, 4, 84, 84)
+    places : dict of str to Tensor
+        By convolution: the places of its map that are looked at, int64 of shape (P,), counted row by row.
+    wanted : dict of str to Tensor
+        By layer, the heads included: its outputs before any ReLU, float32 of shape (N * P, channels) or (N, units).
+    """
+
+    observations: Tensor
+    places: dict[str, Tensor]
+    wanted: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """A repaired network and how it was solved.
+
+    Attributes
+    ----------
+    network : PolicyNetwork
+    strengths : dict of str to float
+        By layer that was changed, the strength of the ridge. A layer whose error on held-out states no strength
+        lowers is not in it.
+    """
+
+    network: PolicyNetwork
+    strengths: dict[str, float]
+
+
+def layers_to_solve(network: PolicyNetwork) -> list[str]:
+    """Name the layers after the first, which sees the pixels and loses no input, in the order of computation."""
+    return [*network.widths][1:] + [name for name, _ in network.named_children() if name.endswith("head")]
+
+
+@torch.inference_mode()
+def lessons(teacher: PolicyNetwork, observations: Tensor, seed: int) -> list[Lesson]:
+    """Let a teacher say what its layers say of some states.
+
+    Parameters
+    ----------
+    teacher : PolicyNetwork
+        On the CPU.
+    observations : Tensor of uint8, shape (N, 4, 84, 84)
+        States of play.
+    seed : int
+        Of the places that are looked at, drawn anew for each batch.
+
+    Returns
+    -------
+    list of Lesson
+        Some kilobytes a state beside the observations themselves.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = layers_to_solve(teacher)
+    said: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: said.update({name: output})
+
+    handles = [teacher.get_submodule(name).register_forward_hook(listen(name)) for name in names]
+    try:
+        return [_lesson(teacher, batch, said, generator) for batch in torch.split(observations, BATCH)]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _lesson(teacher: PolicyNetwork, batch: Tensor, said: dict[str, Tensor], generator: torch.Generator) -> Lesson:
+    fast_outputs(teacher, batch)  # fills what is said
+    places = {
+        name: torch.randperm(output[0, 0].numel(), generator=generator)[:PATCHES]
+        for name, output in said.items()
+        if output.dim() == 4
+    }
+    wanted = {
+        name: output.flatten(2)[:, :, places[name]].transpose(1, 2).flatten(0, 1) if name in places else output.clone()
+        for name, output in said.items()
+    }
+    return Lesson(batch, places, wanted)
+
+
+@torch.inference_mode()
+def repair(
+    network: PolicyNetwork,
+    kept: Mapping[str, Sequence[int]],
+    training: Sequence[Lesson],
+    held_out: Sequence[Lesson],
+    strength: float | None = None,
+) -> Repair:
+    """Solve the layers of a pruned network again.
+
+    Parameters
+    ----------
+    network : PolicyNetwork
+        The pruned network, on the CPU, with any head; left as it is.
+    kept : mapping of str to sequence of int
+        Per hidden layer the teacher's channels that the network's own stem from.
+    training, held_out : sequence of Lesson
+        Of the teacher, in states of different games: to solve from, and to judge by.
+    strength : float, optional
+        Of the ridge, above 0, in shares of the inputs' mean square. By default each layer takes the one of `STRENGTHS`
+        with which its squared error on the held-out states is least.
+
+    Returns
+    -------
+    Repair
+    """
+    repaired = copy.deepcopy(network).eval()
+    strengths: dict[str, float] = {}
+    for name in layers_to_solve(repaired):
+        layer: Any = repaired.get_submodule(name)
+        weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
+        gram, cross = _sums(repaired, name, kept.get(name), weight, training)
+        tried = STRENGTHS if strength is None else (strength,)
+        changes = {value: _solve(gram, cross, value) for value in tried}
+        if strength is None:
+            gains = _gains(changes, *_sums(repaired, name, kept.get(name), weight, held_out))
+            changes = {value: changes[value] for value in changes if gains[value] == max(0.0, *gains.values())}
+        for value, change in changes.items():  # one, or none
+            weight += change.T.float()
+            strengths[name] = value
+        layer.weight.copy_(weight[:, :-1].view_as(layer.weight))
+        layer.bias.copy_(weight[:, -1])
+    return Repair(repaired, strengths)
+
+
+def _sums(
+    network: PolicyNetwork, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
+) -> tuple[Tensor, Tensor]:
+    """Sum X'X and X'(Z - X W) of a layer over the states, in float64; X ends in ones for the bias."""
+    size = weight.shape[1]
+    gram, cross = (torch.zeros(size, columns, dtype=torch.float64) for columns in (size, len(weight)))
+    layer: Any = network.get_submodule(name)
+    found: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    try:
+        for lesson in lessons:
+            fast_outputs(network, lesson.observations)
+            rows = _rows(layer, found.pop(), lesson.places.get(name))
+            wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
+            error = (wanted - rows @ weight.T).double()
+            rows = rows.double()  # in single precision X'X need not be positive definite
+            gram += rows.T @ rows
+            cross += rows.T @ error
+    finally:
+        handle.remove()
+    return gram, cross
+
+
+def _rows(layer: nn.Module, inputs: Tensor, places: Tensor | None) -> Tensor:
+    """Lay out what a layer's outputs at some places are computed from, a row each, and a one for the bias."""
+    if places is not None:
+        assert isinstance(layer, nn.Conv2d)
+        windows = inputs.unfold(2, layer.kernel_size[0], layer.stride[0])
+        windows = windows.unfold(3, layer.kernel_size[1], layer.stride[1])
+        columns = windows.shape[3]
+        inputs = windows[:, :, places // columns, places % columns].transpose(1, 2).flatten(2).flatten(0, 1)
+    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
+
+
+def _solve(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
+    damped = gram + strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+
+
+def _gains(changes: Mapping[float, Tensor], gram: Tensor, cross: Tensor) -> dict[float, float]:
+    """How much each change of the weights lowers the summed squared error."""
+    return {value: float((change * (2 * cross - gram @ change)).sum()) for value, change in changes.items()}
+
+
+def held_out_games(episodes: Tensor, share: float) -> Tensor:
+    """Choose states to judge by: of whole games, the last ones.
+
+    Parameters
+    ----------
+    episodes : Tensor of int64, shape (N,)
+        The game that each state is of, ascending.
+    share : float
+        Of the states that are held out at least, in (0, 1).
+
+    Returns
+    -------
+    Tensor of bool, shape (N,)
+        Of a single game the last states.
+    """
+    first = len(episodes) - round(len(episodes) * share)
+    held_out = episodes >= episodes[first]
+    return held_out if not held_out.all() else torch.arange(len(episodes)) >= first
