@@ -202,14 +202,10 @@ class Stages:
                 values = dataclasses.asdict(update)
                 step = values.pop("steps")
                 self.tracker.metrics({f"finetune/{k}": v for k, v in values.items() if math.isfinite(v)}, step)
-                pace.say(
-                    "%s: %s of %s steps, return %.1f",
-                    stage,
-                    f"{step:,}",
-                    f"{config.finetune.steps:,}",
-                    update.return_mean,
-                )
             self.tracker.flush()
+            for update in updates[-1:]:
+                done = f"{update.steps:,} of {config.finetune.steps:,} steps"
+                pace.say("%s: %s, return %.1f", stage, done, update.return_mean)
 
         def make() -> Agent:
             seed = stage_seed(config.seed, "finetune")
