@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=2, help="measurements beside each number of neighbours")
     repeats = parser.parse_args().repeats
-    print(f"{'neighbours':>10}{'kept':>6}{'rounds':>8}{'speedup':>9}{'interval':>16}{'ratio of medians':>18}")
+    print(f"{'neighbours':>10}{'kept':>6}{'rounds':>8}{'speedup':>9}{'range':>16}{'ratio of medians':>18}")
     with tempfile.TemporaryDirectory() as folder:
         teacher = decision(1.0, Path(folder))
         students = {kept: decision(kept, Path(folder)) for kept in KEPT}
@@ -73,9 +73,9 @@ def main() -> None:
                         measured = measure_latency(both, [("teacher", "student")], CONFIG, seed)
                         ours, theirs = measured["teacher"], measured["student"]
                         found, rounds = speedup(ours, theirs), len(ours.round_min_ms)
-                        interval = f"{found.low:.2f} to {found.high:.2f}"
+                        spread = f"{found.low:.2f} to {found.high:.2f}"
                         print(
-                            f"{count:10}{kept:6}{rounds:8}{found.ratio:9.2f}{interval:>16}"
+                            f"{count:10}{kept:6}{rounds:8}{found.ratio:9.2f}{spread:>16}"
                             f"{ours.p50_ms / theirs.p50_ms:18.2f}",
                             flush=True,
                         )

@@ -24,6 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lrp_compress.checks import check_config, conf_dir, register_schemas, settings
 from lrp_compress.commands import COMMANDS, Command, config_groups, written_out
@@ -31,9 +32,10 @@ from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, 
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.mistakes import report
-from lrp_compress.processes import sigterm_exits
+from lrp_compress.processes import INTERRUPTED, TERMINATED, sigterm_exits
 
 LONGEST_FOLDER_NAME = 96
+STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 
 # The sweep under way. Hydra tells its callbacks of it, and `main` needs it where Hydra has failed.
@@ -127,6 +129,13 @@ def run_folder(root: DictConfig, schema: type[RootConfig]) -> str:
     return f"{config.run_name}-{config_hash(config)}"
 
 
+def job_label(root: DictConfig, schema: type[RootConfig]) -> str:
+    """Begin the log's lines with the job's number and name, where several may run at once."""
+    if root.hydra.mode != RunMode.MULTIRUN:
+        return ""
+    return f"#{root.hydra.job.num} {run_folder(root, schema).rpartition('-')[0]}: "
+
+
 def sweep_folder(overrides: Sequence[str]) -> str:
     """Name the folder of a sweep after what was typed, in any order, so that the same command finds it again.
 
@@ -159,9 +168,10 @@ def run_job(command: Command, cfg: DictConfig) -> dict[str, float]:
     swept = job.mode == RunMode.MULTIRUN
     if swept:  # a single run has had it, before its folder was made
         module.preflight(config)
-    metrics: dict[str, float] = module.run(
-        config, Path(job.runtime.output_dir), Path(job.sweep.dir).name if swept else None
-    )
+    with logging_redirect_tqdm():  # lines of the log come above the progress bars, not into them
+        metrics: dict[str, float] = module.run(
+            config, Path(job.runtime.output_dir), Path(job.sweep.dir).name if swept else None
+        )
     return metrics
 
 
@@ -178,6 +188,14 @@ def report_sweep(command: Command, config: DictConfig) -> None:
         importlib.import_module("lrp_compress.reporting.publishing").report_sweep(folder, elsewhere, Console())
 
 
+def stopped(end: KeyboardInterrupt | SystemExit) -> Any:
+    """Say how to go on after Ctrl-C or SIGTERM; the exit code is returned, of any other end its own."""
+    code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+    if code in STOPPED:
+        print(f"{STOPPED[code]}; the same command goes on from what has finished", file=sys.stderr, flush=True)
+    return code
+
+
 def main(name: str = "compress") -> None:
     """Run a command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted, 143 terminated.
 
@@ -191,6 +209,7 @@ def main(name: str = "compress") -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     register_schemas()
     OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(_root_, command.schema), replace=True)
+    OmegaConf.register_new_resolver("job_label", lambda *, _root_: job_label(_root_, command.schema), replace=True)
     # The jobs of a sweep inherit the cache of resolvers, and with it the folder's name.
     OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("config_groups", lambda: config_groups(command), replace=True)
@@ -212,11 +231,10 @@ def main(name: str = "compress") -> None:
     try:
         with sigterm_exits():
             app()
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
     except Aborted as aborted:
         sys.exit(report(aborted.__cause__ or aborted, command.schema, full))
+    except (KeyboardInterrupt, SystemExit) as end:
+        sys.exit(stopped(end))
     except Exception as error:
         if (sweep := SWEEP.get()) is not None:
             report_sweep(command, sweep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,16 +28,22 @@ from lrp_compress.config import RolloutsConfig
 from lrp_compress.deployment.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.deviation import Deviation
 from lrp_compress.deployment.exports import EXPORTS, Deliverable, Int8Source
-from lrp_compress.deployment.latency import Decision, Latency, measure_latency, onnx_decision, torch_decision
+from lrp_compress.deployment.latency import (
+    Decision,
+    Latency,
+    measure_latency,
+    onnx_decision,
+    speedup,
+    torch_decision,
+)
 from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
 from lrp_compress.files import read_json, stored, write_json
 from lrp_compress.metrics import TORCH
+from lrp_compress.progress import Pace, announced
 from lrp_compress.seeding import stage_seed
-from lrp_compress.stages import Stages
-
-logger = logging.getLogger(__name__)
+from lrp_compress.stages import Stages, agreeing
 
 ENVS, EVERY = 16, 32  # games at once in the student's play; agent steps from one of its states to the next
 
@@ -101,7 +107,11 @@ class Delivery:
         states = 2 * self._config.quantize.states
         how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
         seed = stage_seed(self._config.seed, "quantize", "play")
-        played = collect_rollouts(self._student, how, self._stage.rule, self._config.protocol, seed)
+        played = announced(
+            "play of the student",
+            lambda: collect_rollouts(self._student, how, self._stage.rule, self._config.protocol, seed),
+            lambda rollouts: f"{len(rollouts):,} states",
+        )
         observations = played.observations(torch.arange(states)).numpy()  # environment by environment
         return OwnPlay(observations[: states // 2], observations[states // 2 :])
 
@@ -142,6 +152,8 @@ class Delivery:
             lambda: quantize_static(path, agent, self.seen.calibration, self.seen.held_out),
             lambda path, made: write_json(path, dataclasses.asdict(made)),
             _load_quantization,
+            f"quantize {name}",
+            lambda made: f"agreement with float32 {made.chosen.agreement:.1%}, {path.stat().st_size:,} bytes",
         )
         agreement, least = quantization.chosen.agreement, self._config.quantize.min_agreement
         if agreement < least:
@@ -163,13 +175,16 @@ class Delivery:
         how = dataclasses.replace(
             self._config.distill, learning_rate=wanted.learning_rate, match_entropy=False, precision="float32"
         )
+        stage, pace = "distill for int8", Pace()
 
         def track(progress: Progress) -> None:
             values = {"int8/distill_loss": progress.loss, "int8/distill_action_agreement": progress.agreement}
             self._stage.tracker.metrics(values, progress.samples // how.batch_size)
+            pace.say(
+                "%s: %s of %s samples, %s", stage, f"{progress.samples:,}", f"{wanted.samples:,}", agreeing(progress)
+            )
 
         def make() -> Agent:
-            logger.info("the student is distilled for int8 with %d samples", wanted.samples)
             result = distill(
                 quantization_aware(student.network),
                 {} if student.network.head_kind == "dueling" else kept,
@@ -184,7 +199,7 @@ class Delivery:
             )
             return Agent(full_precision(result.network), student.info)
 
-        return stored(self._folder / "int8-distilled" / "student.safetensors", make, save_agent, load_agent)
+        return stored(self._folder / "int8-distilled" / "student.safetensors", make, save_agent, load_agent, stage)
 
     def float_files(self, agents: Mapping[str, Agent]) -> dict[str, Path]:
         """Write the agents as float32 ONNX files."""
@@ -212,6 +227,8 @@ class Delivery:
             make,
             lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
             lambda path: {name: Latency(**m) for name, m in read_json(path).items()},
+            "latency",
+            lambda measured: f"speedup {speedup(measured['teacher'], measured['student']).ratio:.2f}",
         )
 
     def cold_starts(self, files: Mapping[str, Path]) -> dict[str, ColdStart]:
@@ -221,6 +238,7 @@ class Delivery:
             lambda: {name: cold_start(path) for name, path in files.items()},
             lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
             lambda path: {name: ColdStart(**m) for name, m in read_json(path).items()},
+            "cold starts",
         )
 
     def export(self, files: Mapping[str, Path], int8: Int8 | None) -> dict[str, float]:
@@ -242,7 +260,8 @@ class Delivery:
         folder = self._folder.parent / "export"
         values: dict[str, float] = {}
         for name in self._config.export:
-            for file, deviation in EXPORTS[name].write(what, folder / name).items():
+            written = announced(f"export {name}", functools.partial(EXPORTS[name].write, what, folder / name))
+            for file, deviation in written.items():
                 fields = dataclasses.asdict(deviation)
                 values |= {f"export/{name}/{file}/{field}": value for field, value in fields.items()}
         self._stage.tracker.artifact(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lrp_compress.errors import UserError
+from lrp_compress.progress import announced, no_figure, skipped
 
 T = TypeVar("T")
 FULL = os.strerror(errno.ENOSPC)
@@ -93,11 +94,18 @@ def value_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def stored(path: Path, make: Callable[[], T], write: Callable[[Path, T], None], read: Callable[[Path], T]) -> T:
+def stored(
+    path: Path,
+    make: Callable[[], T],
+    write: Callable[[Path, T], None],
+    read: Callable[[Path], T],
+    stage: str = "",
+    figure: Callable[[T], str] = no_figure,
+) -> T:
     """Read a stage's result if its file is there; else make it and write it.
 
     Because files appear whole or not at all, this is what lets an interrupted run go on: the stages that are done
-    are read, the one that was cut off is made again.
+    are read, the one that was cut off is made again. The log says which.
 
     Parameters
     ----------
@@ -107,9 +115,20 @@ def stored(path: Path, make: Callable[[], T], write: Callable[[Path, T], None], 
         Computes the result.
     write, read : callable
         Write it to a path, atomically, and read it back.
+    stage : str
+        What the log calls the stage; by default the file's name and its folder's.
+    figure : callable
+        Names the figure that matters of the result, for the log.
     """
+    stage = stage or f"{path.parent.name}/{path.stem}"
     if path.exists():
-        return read(path)
-    value = make()
-    write(path, value)
-    return value
+        value = read(path)
+        skipped(stage, figure(value))
+        return value
+
+    def make_and_write() -> T:
+        value = make()
+        write(path, value)
+        return value
+
+    return announced(stage, make_and_write, figure)

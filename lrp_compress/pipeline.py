@@ -26,6 +26,7 @@ from lrp_compress.deployment.exports import check_exports
 from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, file_digest
 from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
+from lrp_compress.progress import announced
 from lrp_compress.resume import STAGES, run_once
 from lrp_compress.stages import Stages
 from lrp_compress.summary import file_table, result_table
@@ -82,7 +83,7 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
     metrics |= delivery.export(files, int8)
     metrics |= agent_metrics(agents, evaluations, latencies, delivery.cold_starts(files))
     metrics |= ratio_metrics(config, metrics, evaluations, latencies)
-    publish(config, agents, rollouts, evaluations, run_dir, tracker)
+    announced("publish", lambda: publish(config, agents, rollouts, evaluations, run_dir, tracker))
     return metrics
 
 

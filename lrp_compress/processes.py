@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as a shell's
 # Parameters of glibc's mallopt(3), and the largest values it takes.
 M_TRIM_THRESHOLD, MOST_TRIM = -1, 2**31 - 1
 M_MMAP_THRESHOLD, MOST_MMAP = -3, 2**25
@@ -68,7 +69,7 @@ def sigterm_exits() -> Iterator[None]:
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         signal.signal(signal.SIGTERM, previous)
-        raise SystemExit(128 + number)
+        raise SystemExit(TERMINATED)
 
     signal.signal(signal.SIGTERM, leave)
     try:

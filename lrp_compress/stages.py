@@ -31,6 +31,7 @@ from lrp_compress.config import Config, DistillConfig, config_hash
 from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
 from lrp_compress.files import read_json, stored, value_digest, write_json
+from lrp_compress.progress import Pace
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 
@@ -75,6 +76,8 @@ class Stages:
             lambda: probe(self.teacher, self.rule, config.protocol, seed),
             lambda path, result: write_json(path, dataclasses.asdict(result)),
             lambda path: Probe(**read_json(path)),
+            "probe of the teacher",
+            lambda result: f"reward {result.reward:.1f}, of random actions {result.random:.1f}",
         )
         self.tracker.metrics({"teacher/probe_reward": result.reward, "teacher/probe_random_reward": result.random})
         if not result.better:
@@ -89,6 +92,8 @@ class Stages:
             lambda: collect_rollouts(self.teacher, config.rollouts, self.rule, config.protocol, seed),
             save_rollouts,
             lambda path: load_rollouts(path, config.protocol, seed),
+            "rollouts",
+            lambda rollouts: f"{len(rollouts):,} states",
         )
 
     def score(self, agent: Agent, rollouts: Rollouts, step: int) -> ChannelScores:
@@ -102,7 +107,9 @@ class Stages:
                 agent.network, rollouts.observations(states), rollouts.outputs, config.criterion, seed
             )
 
-        return stored(self._step_file(step, "scores.json"), make, _save_scores, _load_scores)
+        return stored(
+            self._step_file(step, "scores.json"), make, _save_scores, _load_scores, f"score, step {step}", _scored_by
+        )
 
     def plan(self, agent: Agent, scores: ChannelScores, step: int, ratio: float) -> PruningPlan:
         """Decide which channels stay after this step."""
@@ -112,6 +119,8 @@ class Stages:
             lambda: plan_pruning(scores, agent.network, widths, kept, self.config.prune, ratio),
             lambda path, plan: write_json(path, dataclasses.asdict(plan)),
             lambda path: PruningPlan(**read_json(path)),
+            f"plan, step {step}",
+            lambda plan: f"{plan.ratio_reached:.1%} of the channels go",
         )
         self.tracker.metrics({"prune/ratio_asked": ratio, "prune/ratio_reached": plan.ratio_reached}, step)
         picture = self.folder.parent / "figures" / f"channels-step-{step}.png"
@@ -134,7 +143,9 @@ class Stages:
             info = dataclasses.replace(agent.info, lineage=lineage, kept=plan.kept_original)
             return Agent(apply_pruning(agent.network, plan), info)
 
-        return stored(self._step_file(step, "pruned.safetensors"), make, save_agent, load_agent)
+        return stored(
+            self._step_file(step, "pruned.safetensors"), make, save_agent, load_agent, f"prune, step {step}", _size
+        )
 
     def repair(self, agent: Agent, rollouts: Rollouts, step: int) -> Agent:
         """Solve the layers after the removed channels again, for what the teacher's layers say."""
@@ -159,6 +170,8 @@ class Stages:
         """Let the pruned network learn from the teacher; its progress is tracked as it comes."""
         config = self.config
         before = int(sum(config.distill.step_samples for _ in range(1, step)))
+        samples = 0 if self._is_whole(agent) else config.distill.samples if last else config.distill.step_samples
+        stage, pace = f"distill, step {step}", Pace()
 
         def track(progress: Progress) -> None:
             values = {
@@ -167,13 +180,11 @@ class Stages:
                 "distill/action_agreement": progress.agreement,
             }
             self.tracker.metrics(values, (before + progress.samples) // config.distill.batch_size)
+            pace.say("%s: %s of %s samples, %s", stage, f"{progress.samples:,}", f"{samples:,}", agreeing(progress))
             if last:
                 _check_hope(config.distill, progress)
 
         def make() -> Agent:
-            samples = config.distill.samples if last else config.distill.step_samples
-            if self._is_whole(agent):
-                samples = 0
             seed = stage_seed(config.seed, "distill", step)
             result = distill(
                 self._to_learn(agent).network,
@@ -197,14 +208,18 @@ class Stages:
             self.tracker.flush()
             return Agent(result.network.cpu(), agent.info)
 
-        return stored(self._step_file(step, "student.safetensors"), make, save_agent, load_agent)
+        def reached(student: Agent) -> str:
+            curve = read_json(self._step_file(step, "distillation.json"))["curve"]
+            return agreeing(Progress(**curve[-1])) if curve else "nothing to make up for"
+
+        return stored(self._step_file(step, "student.safetensors"), make, save_agent, load_agent, stage, reached)
 
     def finetune(self, agent: Agent) -> Agent:
         """Let the student go on learning from the game's rewards, near its teacher, if that is wanted."""
         config = self.config
         if not config.finetune.steps or self._is_whole(agent):
             return agent
-        checkpoint = self.folder / "finetuning.pt"
+        checkpoint, stage, pace = self.folder / "finetuning.pt", "finetune", Pace()
 
         def track(updates: list[Update]) -> None:
             for update in updates:
@@ -212,6 +227,9 @@ class Stages:
                 step = values.pop("steps")
                 self.tracker.metrics({f"finetune/{k}": v for k, v in values.items() if math.isfinite(v)}, step)
             self.tracker.flush()
+            for update in updates[-1:]:
+                done = f"{update.steps:,} of {config.finetune.steps:,} steps"
+                pace.say("%s: %s, return %.1f", stage, done, update.return_mean)
 
         def make() -> Agent:
             seed = stage_seed(config.seed, "finetune")
@@ -219,7 +237,7 @@ class Stages:
             network = finetune(student, teacher, config.finetune, config.protocol, seed, checkpoint, track)
             return Agent(network.cpu(), agent.info)
 
-        student = stored(self.folder / "finetuned.safetensors", make, save_agent, load_agent)
+        student = stored(self.folder / "finetuned.safetensors", make, save_agent, load_agent, stage, _size)
         checkpoint.unlink(missing_ok=True)
         return student
 
@@ -249,6 +267,8 @@ class Stages:
             ),
             save_evaluation,
             load_evaluation,
+            f"evaluate {name}",
+            str,
         )
         if not path.exists():
             save_evaluation(path, evaluation)
@@ -271,6 +291,19 @@ class Stages:
         info, game = self.teacher.info, dataclasses.asdict(self.config.game)
         key = [__version__, self._digest, info.fire_on_life_loss, game, self.config.protocol, str(self.rule), seed]
         return Path(self.config.cache_dir) / f"{kind}-{info.game}-{value_digest([*key, settings])[:16]}"
+
+
+def agreeing(progress: Progress) -> str:
+    """Name a distillation's figure that matters."""
+    return f"agreement {progress.agreement:.1%}"
+
+
+def _size(agent: Agent) -> str:
+    return f"{sum(parameter.numel() for parameter in agent.network.parameters()):,} parameters"
+
+
+def _scored_by(scores: ChannelScores) -> str:
+    return f"criterion {scores.criterion}, {scores.states} states"
 
 
 def _check_hope(config: DistillConfig, progress: Progress) -> None:

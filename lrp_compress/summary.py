@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 MISSING_CELL = "\N{EN DASH}"
-# label, metric, how it is written; where there are two metrics they are the ends of an interval
+# label, metric, how it is written; where there are two metrics they are the ends of an interval or a range
 Rows = tuple[tuple[str, tuple[str, ...], Callable[[float], str]], ...]
 AGENTS = ("teacher", "pruned", "repaired", "student")
 
@@ -58,6 +58,11 @@ ROWS: Rows = (
     ("MACs", ("macs",), _millions),
     ("size, kB", ("size_bytes",), _kilobytes),
 )
+# Shown where there are any.
+ENDS: Rows = (
+    ("games stalled", ("episodes_stalled",), _count),
+    ("games capped", ("episodes_capped",), _count),
+)
 RATIO_ROWS: Rows = (
     ("return kept", ("return_kept",), _percent),
     ("parameters kept", ("params_kept",), _percent),
@@ -74,7 +79,7 @@ FILE_RATIO_ROWS: Rows = (
     ("return kept", ("return_kept",), _percent),
     ("times smaller", ("compression",), _factor),
     ("speedup", ("speedup",), _factor),
-    ("  its interval", ("speedup_low", "speedup_high"), _factor),
+    ("  over rounds", ("speedup_low", "speedup_high"), _factor),
 )
 
 
@@ -130,7 +135,8 @@ def _table(
     table.add_column("", no_wrap=True)
     for head in heads.values():
         table.add_column(head, justify="right", no_wrap=True)
-    for rows in sections:
+    ends = tuple(row for row in ENDS if any(metrics.get(f"{agent}/{row[1][0]}") for agent in heads))
+    for rows in (sections[0] + ends, *sections[1:]):
         for label, names, write in rows:
             cells = (_cell(metrics, agent, names, write) for agent in heads)
             table.add_row(label.format(confidence=100 * confidence), *cells)

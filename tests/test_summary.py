@@ -87,7 +87,7 @@ def test_figures_are_written_for_people(label: str, expected: list[str]) -> None
         ("return kept", [DASH, "98.8 %", "50.0 %"]),
         ("times smaller", [DASH, "683.40 x", DASH]),
         ("speedup", [DASH, "1.84 x", DASH]),
-        ("its interval", [DASH, "1.70 x to 1.96 x", DASH]),
+        ("over rounds", [DASH, "1.70 x to 1.96 x", DASH]),
     ],
 )
 def test_figures_of_files_are_written_for_people(label: str, expected: list[str]) -> None:
@@ -106,6 +106,14 @@ def test_a_stored_result_prints_the_same_again() -> None:
 @pytest.mark.parametrize("value", [None, float("nan")])
 def test_values_that_say_nothing_are_shown_as_missing(value: float | None) -> None:
     assert cells({"teacher/return_human_normalised": value}, "human-normalised") == [DASH, DASH, DASH]
+
+
+def test_games_that_did_not_end_by_themselves_are_shown_where_there_are_any() -> None:
+    ended = {"teacher/episodes_stalled": 0.0, "student/episodes_stalled": 3.0, "int8/episodes_capped": 2.0}
+    assert cells(METRICS | ended, "games stalled") == ["0", DASH, "3"]
+    assert not [line for line in printed(METRICS | ended) if "capped" in line]
+    assert cells(METRICS | ended, "games capped", files=True) == [DASH, DASH, "2"]
+    assert not [line for line in printed(METRICS) if "stalled" in line or "capped" in line]
 
 
 def test_nothing_measured_yet() -> None:

@@ -18,7 +18,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.errors import UserError, unknown_name
 
 GROUPS = 2  # of environments: one is emulated while a network decides for the other
-MAX_FRAMES = 108_000  # 30 minutes of play at 60 Hz, the usual cap (Mnih et al. 2015)
+MAX_FRAMES = 108_000  # 30 minutes of play at 60 Hz, the usual cap (Hessel et al. 2018; Mnih et al. 2015 had 5)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ class Evaluation:
         """Episodic returns, shape (episodes,)."""
         return np.array([episode.score for episode in self.episodes])
 
+    def __str__(self) -> str:
+        ends = [f", {count} of them {end}" for end in ("stalled", "capped") if (count := self.ended(end))]
+        interval = f"{self.mean:.1f} ({self.ci_low:.1f} to {self.ci_high:.1f})"
+        return f"return {interval}, {len(self.episodes)} games{''.join(ends)}"
+
     def ended(self, end: str) -> int:
         """Count the episodes that ended in a given way."""
         return sum(episode.end == end for episode in self.episodes)

@@ -42,7 +42,7 @@ Decision = Callable[[], int]
 
 # Atari's 60 frames per second; with frame skip 4 a decision is due every 1/15 s.
 DEADLINES_HZ = (60, 30, 15)
-RESAMPLES = 1000  # of the bootstrap
+RESAMPLES = 1000  # of the rounds
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,10 @@ class Speedup:
     ratio : float
         Teacher's fastest decision over student's fastest.
     low, high : float
-        95 % bootstrap interval: 2.5 % and 97.5 % quantile of the same ratio when the rounds are drawn with replacement.
-        Wide where the fastest decisions come from few rounds, as on a machine that hardly rests.
+        Range over the rounds: 2.5 % and 97.5 % quantile of the same ratio when they are drawn with replacement. Wide
+        where the fastest decisions come from few rounds, as on a machine that hardly rests. No confidence interval, for
+        a minimum is what the bootstrap fails on (Efron and Tibshirani 1993, section 7.4), and it knows nothing of
+        another day.
     """
 
     ratio: float
@@ -100,7 +102,7 @@ class Speedup:
 
     @property
     def spread(self) -> float:
-        """Width of the interval, as a share of the ratio."""
+        """Width of the range, as a share of the ratio."""
         return (self.high - self.low) / self.ratio
 
 
@@ -145,9 +147,9 @@ def measure_latency(
     decisions : mapping of str to callable
         By a name of choice; see `torch_decision` and `onnx_decision`.
     pairs : sequence of (str, str)
-        Names of teachers and students; rounds are added while the interval of one's speedup is too wide.
+        Names of teachers and students; rounds are added while the range of one's speedup is too wide.
     config : LatencyConfig
-        Rounds at least and at most; the widest interval; timed and untimed (`warmup`) decisions per turn; threads of
+        Rounds at least and at most; the widest range; timed and untimed (`warmup`) decisions per turn; threads of
         PyTorch.
     seed : int
         Seed of the order of turns.

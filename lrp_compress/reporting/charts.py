@@ -17,6 +17,7 @@ from lrp_compress.search.objectives import dominates
 
 COLOURS = (KEPT, ACCENT, "#3a8f5c", "#b07c1f", "#7a4fa3", "#4a4a4a", "#1f9aa8")
 KEPT_LABEL = "return kept"
+MARGIN = 0.5  # of the return kept, shown beyond the means
 
 
 def as_svg(figure: Figure) -> str:
@@ -83,7 +84,7 @@ def front_chart(
         axis.xaxis.set_major_formatter(EngFormatter(unit="B"))
         axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(label)
-    _kept_axis(axis)
+    _kept_axis(axis, [point[1] for point in points])
     axis.legend(frameon=False, fontsize=8)
     return figure
 
@@ -131,7 +132,7 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
         axis.set_xlabel("parameters kept")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    _kept_axis(axis)
+    _kept_axis(axis, [group.kept.mean for group in groups])
     return figure
 
 
@@ -154,7 +155,7 @@ def ladder_chart(groups: Sequence[Group]) -> Figure:
     axis.set_xticks(list(ticks.values()), labels=list(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel("times fewer bytes: int8 file against the teacher in float32")
-    _kept_axis(axis)
+    _kept_axis(axis, [kept.mean for _, kept in ladder])
     return figure
 
 
@@ -179,7 +180,10 @@ def widths_chart(records: Sequence[Record], labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _kept_axis(axis: Any) -> None:
+def _kept_axis(axis: Any, kept: Sequence[float]) -> None:
+    """Show all means, and of their intervals what is near: those over two seeds reach far out of any chart."""
     axis.set_ylabel(KEPT_LABEL)
     axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+    low, high = axis.get_ylim()
+    means = [0.0, 1.0, *(mean for mean in kept if np.isfinite(mean))]
+    axis.set_ylim(min(0, max(low, min(means) - MARGIN)), min(high, max(means) + MARGIN))

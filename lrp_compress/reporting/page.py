@@ -28,6 +28,10 @@ SHOWN_STUDENTS = 6  # whose widths are drawn
 SHOWN_MAPS = 3  # relevance maps are large
 MAP_WIDTH = 1000  # pixels
 COSTS = (("student/speedup", "speedup", True), ("student/size_bytes", "size of the student", False))
+INTERVALS = (
+    "An interval over several seeds is Student's t interval of the seeds' values: it says where the mean of many seeds "
+    "would be. Of one seed alone it is over its games, by bootstrap, and says nothing of other seeds."
+)
 LAYER_RATIO = "prune.layer_ratios."
 
 
@@ -126,7 +130,7 @@ def _fronts(groups: Sequence[Group], floor: float | None, confirmed: Sequence[Ma
 def _criteria(groups: Sequence[Group], joined: bool) -> Section:
     if len({group.records[0].criterion for group in groups}) < 2:
         return Section("Criteria")
-    note = "Bands and bars are 95 % intervals from resampling episodes, not seeds. Other settings may differ as well."
+    note = "Bands and bars are the table's intervals. Other settings may differ as well."
     return Section("Criteria", note, [_chart(criteria_chart(groups, joined), "Return kept by criterion and size.")])
 
 
@@ -150,7 +154,7 @@ def _confirmed(front: Sequence[Mapping[str, Any]]) -> Section:
         rows.append([f"{one['trial']}", *pairs, f"{low:.1%} to {high:.1%}", stays])
     note = (
         "The best of many noisy results are partly the luckiest. These students were evaluated again with fresh seeds "
-        "and more games; the confirmed figures decide who stays. The interval is of the return kept."
+        "and more games; the confirmed figures decide who stays. The interval is of the return kept, over games."
     )
     return Section("The front, confirmed", note, header=header, rows=rows)
 
@@ -213,7 +217,8 @@ def _table(groups: Sequence[Group], names: Sequence[str]) -> Section:
         cells.append(f"{group.mean('student/speedup'):.2f}")
         rows.append([*cells, *(_plain(first.settings.get(name)) for name in names)])
     note = (
-        "Runs that differ in nothing but their seed are one row, with means; all metrics of every run are in the CSV."
+        "Runs that differ in nothing but their seed are one row, with means; all metrics of every run are in the CSV. "
+        f"{INTERVALS}"
     )
     return Section("All runs", note, header=header, rows=rows)
 
@@ -229,7 +234,7 @@ def _ladder(groups: Sequence[Group]) -> Section:
         cells += [f"{group.mean('int8/size_bytes'):,.0f}", f"{group.mean('int8/compression'):,.1f}"]
         cells += [f"{group.mean('int8/return_mean'):,.1f}", *_interval(kept), f"{group.mean('int8/speedup'):.2f}"]
         rows.append(cells)
-    note = "The files that go on a device, played themselves in ONNX Runtime; against the teacher in float32."
+    note = f"The files that go on a device, played in ONNX Runtime; against the teacher in float32. {INTERVALS}"
     sizes = {group.mean("int8/size_bytes") for group, _ in own}
     caption = "Return kept by the int8 files, with 95 % intervals."
     charts = [_chart(ladder_chart([group for group, _ in own]), caption)] if len(sizes) > 1 else []
@@ -242,7 +247,7 @@ def _identity(group: Group) -> list[str]:
 
 
 def _interval(kept: Kept) -> list[str]:
-    return [f"{kept.mean:.1%}", f"{kept.low:.1%} to {kept.high:.1%}"]
+    return [f"{kept.mean:.1%}", f"{kept.low:.1%} to {kept.high:.1%} ({kept.over})"]
 
 
 def _plain(value: Any) -> str:

@@ -14,6 +14,7 @@ import yaml
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from scipy.stats import t
 
 from lrp_compress.atari.evaluation import BOOTSTRAP_SAMPLES, load_evaluation
 from lrp_compress.config import INCIDENTAL
@@ -70,13 +71,22 @@ class Kept:
     mean : float
         Over the runs.
     low, high : float
-        The percentile bootstrap interval from resampling every run's episodes, the teacher's and the agent's. Seeds are
-        not resampled: a handful of them would not tell how much they differ.
+        95 % interval. Over several seeds a t interval of their values (`seed_interval`), since what is asked is how
+        another seed would fare. Of one seed alone the percentile bootstrap from resampling the episodes of teacher and
+        agent, which knows nothing of other seeds.
+    seeds : int
+        How many there are.
     """
 
     mean: float
     low: float
     high: float
+    seeds: int
+
+    @property
+    def over(self) -> str:
+        """What the interval counts as its sample."""
+        return "games" if self.seeds == 1 else f"{self.seeds} seeds"
 
 
 @dataclass(frozen=True)
@@ -176,21 +186,36 @@ def _kept(records: list[Record], agent: str) -> Kept:
     name = f"{agent}/return_kept"
     values = [record.metrics[name] for record in records if name in record.metrics]
     if len(values) < len(records):  # a game without a published random score
-        return Kept(np.nan, np.nan, np.nan)
-    rng = np.random.default_rng(0)  # one for all, since runs resampled alike would seem to vary together
-    samples = np.mean([_kept_samples(record, agent, rng) for record in records], axis=0)
-    low, high = np.quantile(samples, [0.025, 0.975])
-    return Kept(float(np.mean(values)), float(low), float(high))
+        return Kept(np.nan, np.nan, np.nan, len(records))
+    low, high = _game_interval(records[0], agent) if len(records) == 1 else seed_interval(values)
+    return Kept(float(np.mean(values)), low, high, len(records))
 
 
-def _kept_samples(record: Record, agent: str, rng: np.random.Generator) -> NDArray[np.float64]:
+def seed_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean over seeds: Student's t with one degree of freedom less than there are seeds.
+
+    The seeds are the sample, whatever number of games stands behind each: their values differ by the luck of the games
+    and by what the seed has made of the agent, and only the spread of the values knows both. Resampling games, or a
+    handful of seeds, gives intervals that are too narrow (``benchmarks/coverage.py``).
+
+    Parameters
+    ----------
+    values : sequence of float
+        One per seed, two at least.
+    """
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def _game_interval(record: Record, agent: str) -> tuple[float, float]:
     random_score = record.settings["game.random_score"] or 0.0
+    rng = np.random.default_rng(0)
     means = []
     for name in (agent, "teacher"):
         returns = record.returns[name]
         means.append(returns[rng.integers(len(returns), size=(BOOTSTRAP_SAMPLES, len(returns)))].mean(axis=1))
-    samples: NDArray[np.float64] = (means[0] - random_score) / (means[1] - random_score)
-    return samples
+    low, high = np.quantile((means[0] - random_score) / (means[1] - random_score), [0.025, 0.975])
+    return float(low), float(high)
 
 
 def as_rows(records: Sequence[Record]) -> list[dict[str, Any]]:

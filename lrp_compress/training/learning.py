@@ -22,6 +22,7 @@ from lrp_compress.agents.formats import network_from_state
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import TrainConfig
 from lrp_compress.processes import keep_freed_memory
+from lrp_compress.progress import Pace
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import begin_with, make_learner
@@ -148,6 +149,7 @@ class _Watch(BaseCallback):
         self._evaluate = evaluate
         self._returns: deque[float] = deque(returns, maxlen=GAMES)
         self._points: list[tuple[int, dict[str, float]]] = []  # of the curves, since the last checkpoint
+        self._pace = Pace()
 
     def _on_training_start(self) -> None:
         self.bar.n = self.bar.initial = self._seen = self._logged = self._saved = self.num_timesteps
@@ -191,6 +193,8 @@ class _Watch(BaseCallback):
             self.bar.set_postfix({"return": f"{values['rollout/return_mean']:.1f}"}, refresh=False)
         self._points.append((self.num_timesteps, {k: v for k, v in values.items() if math.isfinite(v)}))
         self._logged, self._logged_at = self.num_timesteps, now
+        speed = f"{values['time/steps_per_s']:,.0f} steps/s"
+        self._pace.say("train: %s, %s", self._so_far(), speed)
 
     def _save(self) -> None:
         """Hand the curves over and write a checkpoint."""
@@ -200,5 +204,8 @@ class _Watch(BaseCallback):
         self._tracker.flush()
         save_checkpoint(self._checkpoint, self.model, self._returns)
         self._saved, self._saved_at = self.num_timesteps, time.monotonic()
+        logger.info("train: checkpoint at %s", self._so_far())
+
+    def _so_far(self) -> str:
         played = f", return {np.mean(self._returns):.1f}" if self._returns else ""
-        logger.info("checkpoint at %s of %s steps%s", f"{self._saved:,}", f"{self._config.train.steps:,}", played)
+        return f"{self.num_timesteps:,} of {self._config.train.steps:,} steps{played}"

@@ -24,6 +24,7 @@ from lrp_compress.config import TeacherConfig, TrainConfig
 from lrp_compress.errors import UserError
 from lrp_compress.figures import return_strips
 from lrp_compress.files import file_digest, stored
+from lrp_compress.progress import announced
 from lrp_compress.resume import STAGES, run_once
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.runs import check_store, training_view
@@ -57,7 +58,7 @@ def train(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str, flo
     path, checkpoint = stages / "agent.safetensors", stages / "checkpoint.pt"
     look = functools.partial(_look, config)
     save_half = functools.partial(save_agent, dtype=torch.float16)
-    stored(path, lambda: learn(config, checkpoint, tracker, look, find_start(config)), save_half, load_agent)
+    stored(path, lambda: learn(config, checkpoint, tracker, look, find_start(config)), save_half, load_agent, "train")
     agent = load_agent(path)  # as it is shipped, in half precision
     checkpoint.unlink(missing_ok=True)
     evaluations = {
@@ -66,10 +67,12 @@ def train(config: TrainConfig, run_dir: Path, tracker: Tracker) -> dict[str, flo
             functools.partial(_evaluate, config, agent, protocol),
             save_evaluation,
             load_evaluation,
+            f"evaluate, {protocol}",
+            str,
         )
         for protocol in PROTOCOLS
     }
-    publish(config, agent, evaluations, run_dir, tracker)
+    announced("publish", lambda: publish(config, agent, evaluations, run_dir, tracker))
     return {
         f"{protocol}/{name}": value
         for protocol, evaluation in evaluations.items()

@@ -5,6 +5,7 @@ Run as a script with the arguments of ``python -m lrp_compress``.
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import types
@@ -21,6 +22,7 @@ def preflight(config: Config) -> None:
 
 def run(config: Config, run_dir: Path, sweep: str | None) -> None:
     print("run", config.criterion.name, config.prune.ratio, run_dir.relative_to(Path.cwd()), sweep, flush=True)
+    logging.getLogger(__name__).info("at work")
     match config.seed:
         case 1:
             raise RuntimeError("out of luck")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,20 @@ def test_prints_the_result_and_where_to_look(undisturbed: tuple[Path, str]):
     assert str(run_folder(folder) / "student.safetensors") in printed
     assert "mlflow ui --backend-store-uri sqlite:///" in printed
     assert "runs?workflowType=machine_learning" in printed
+
+
+def test_says_when_a_stage_begins_and_ends(undisturbed: tuple[Path, str]):
+    folder, printed = undisturbed
+    log = (run_folder(folder) / "lrp_compress.log").read_text()
+    assert printed.startswith(log)
+    begun, done = (re.findall(rf"^\S+ \S+ (.*): {word}", log, re.MULTILINE) for word in ("begins", "done in"))
+    assert sorted(begun) == sorted(done)
+    steps = [f"{stage}, step {step}" for step in (1, 2) for stage in ("score", "plan", "prune", "distill")]
+    agents = [f"evaluate {name}" for name in ("teacher", "pruned", "student")]
+    assert [stage for stage in done if stage in steps + agents] == steps + agents
+    assert {"rollouts", "quantize int8", "distill for int8", "latency", "export onnx", "publish"} < set(done)
+    for figure in (r"distill, step 2: .*, agreement \d", r"evaluate student: .*, return -?\d.*, 2 games", "speedup"):
+        assert re.search(figure, log)
 
 
 def test_student_file_is_the_pruned_teacher(undisturbed: tuple[Path, str]):
@@ -238,7 +253,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(
     ):
         kill_when(tmp_path, sign, delay)
         assert not (run_folder(tmp_path) / "result.json").exists()
-    main_job(tmp_path)
+    printed = main_job(tmp_path)
+    assert "prune, step 1: there already, " in printed
+    assert "evaluate student: begins" in printed
     (run,) = runs(tmp_path)
     assert run.info.status == "FINISHED"
     results = [json.loads((run_folder(folder) / "result.json").read_text()) for folder in (undisturbed[0], tmp_path)]

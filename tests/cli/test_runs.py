@@ -77,13 +77,29 @@ def test_sweep_tells_mistakes_from_failures(fake: Command):
     [
         (["seed=1"], 1, r"Traceback.*\nRuntimeError: out of luck\n"),
         (["seed=2"], 2, r"error: a mistake found late\n"),
-        (["seed=3"], 130, r"error: interrupted\n"),
+        (["seed=3"], 130, r"interrupted; the same command goes on from what has finished\n"),
     ],
 )
 def test_how_a_run_ends(fake: Command, arguments: list[str], code: int, stderr: str):
     done = fake("game=breakout", *arguments)
     assert re.fullmatch(stderr, done.stderr, flags=re.DOTALL)
     assert done.returncode == code
+
+
+def test_the_log_is_printed_and_kept(fake: Command, tmp_path: Path):
+    done = fake("game=breakout")
+    ((folder, _),) = folders(done)
+    kept = (tmp_path / folder / "lrp_compress.log").read_text()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d at work\n", kept)
+    assert kept in done.stdout
+
+
+def test_the_log_of_a_sweep_names_its_jobs(fake: Command, tmp_path: Path):
+    done = fake("-m", "game=breakout", "prune.ratio=0.3,0.5")
+    names = ["#0 breakout-lrp-r0.30-s0: at work", "#1 breakout-lrp-r0.50-s0: at work"]
+    assert re.findall(r"#.*: at work$", done.stdout, flags=re.MULTILINE) == names
+    for (folder, _), name in zip(folders(done), names, strict=True):
+        assert name in (tmp_path / folder / "lrp_compress.log").read_text()
 
 
 def test_preflight_comes_before_any_folder(fake: Command, tmp_path: Path):
@@ -101,12 +117,16 @@ def test_interrupt_ends_the_whole_sweep(fake: Command):
 
 def test_sigterm_closes_what_is_open(tmp_path: Path):
     command = [sys.executable, FAKE, "game=breakout", "seed=4"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, **pipes) as process:
         assert process.stdout is not None
+        assert process.stderr is not None
         assert process.stdout.readline().startswith("run ")
+        assert process.stdout.readline().endswith(" at work\n")  # at once, although it is a pipe
         assert process.stdout.readline() == "open\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == "closed\n"
+        assert process.stderr.read() == "terminated; the same command goes on from what has finished\n"
     assert process.returncode == 143
 
 

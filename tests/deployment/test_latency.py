@@ -180,7 +180,7 @@ def test_speedup_is_that_of_the_fastest_decisions() -> None:
     assert result.spread == 0
 
 
-def test_the_interval_shows_a_fastest_decision_met_once() -> None:
+def test_the_range_shows_a_fastest_decision_met_once() -> None:
     lucky = summarised([[4 * MS], [6 * MS], [6 * MS], [6 * MS]])
     student = summarised([[2 * MS]] * 4)
     result = speedup(lucky, student)

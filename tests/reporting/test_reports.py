@@ -16,16 +16,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from scipy import stats
 
 from lrp_compress.atari.evaluation import Episode, Evaluation, save_evaluation
 from lrp_compress.checks import conf_dir, register_schemas
 from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
-from lrp_compress.reporting.charts import _on_front
+from lrp_compress.reporting.charts import _on_front, criteria_chart, front_chart
 from lrp_compress.reporting.collections import Elsewhere, from_filter, from_folder, from_folders, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, write_report
-from lrp_compress.reporting.records import differing, find_runs, group_seeds
+from lrp_compress.reporting.records import differing, find_runs, group_seeds, seed_interval
 from lrp_compress.search.studies import open_study
 from lrp_compress.search.trials import run_trials
 from lrp_compress.tracking.runs import open_run
@@ -132,11 +133,33 @@ def test_seeds_are_one_row(sweep: Path):
     ]
     assert [group.kept.mean for group in groups] == pytest.approx([0.9, 0.5, 0.7])
     two = groups[0].kept
+    half = stats.sem([0.8, 1.0]) * stats.t.ppf(0.975, 1)  # the seeds are the sample, with one degree of freedom
+    assert (two.low, two.high, two.over) == (pytest.approx(0.9 - half), pytest.approx(0.9 + half), "2 seeds")
     one = group_seeds(groups[0].records[:1])[0].kept
-    assert two.low < 0.9 < two.high
-    # twice the episodes: the interval of the mean narrows by a factor of about sqrt(2)
-    assert (one.high - one.low) / (two.high - two.low) == pytest.approx(np.sqrt(2), rel=0.25)
+    assert one.low < 0.8 < one.high
+    assert one.high - one.low < 0.3  # of the mean of 20 games
+    assert one.over == "games"
     assert differing(find_runs(sweep)) == ["criterion.name", "prune.ratio"]
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_the_interval_over_seeds_covers_what_it_says(seeds: int, spread: float):
+    """Each seed has its own true value and the noise of its games; the mean of all seeds is 1."""
+    rng = np.random.default_rng(0)
+    true = 1 + 0.1 * spread * rng.standard_normal((2000, seeds))
+    seen = true + 0.1 * rng.standard_normal(true.shape)
+    low, high = np.transpose([seed_interval(values) for values in seen.tolist()])
+    assert 0.935 < np.mean((low <= 1) & (high >= 1)) < 0.965  # 95 % and three standard errors
+
+
+def test_charts_show_the_means_where_intervals_are_wide(sweep: Path):
+    groups = group_seeds(find_runs(sweep))
+    assert groups[0].kept.high > 2
+    for figure in (front_chart(groups, "student/speedup", "speedup", True, None), criteria_chart(groups, joined=True)):
+        low, high = figure.axes[0].get_ylim()
+        assert low <= 0
+        assert 0.9 < high < 1.6
 
 
 def test_int8_files_have_a_ladder(tmp_path: Path):
@@ -147,7 +170,9 @@ def test_int8_files_have_a_ladder(tmp_path: Path):
     assert half.int8_kept is not None
     assert quarter.int8_kept is not None
     assert (half.int8_kept.mean, quarter.int8_kept.mean) == pytest.approx((0.9, 0.7))
-    assert quarter.int8_kept.low < 0.7 < quarter.int8_kept.high  # of the file that was kept, the distilled one
+    one = group_seeds(quarter.records[:1])[0].int8_kept
+    assert one is not None
+    assert one.low < 0.7 < one.high  # of the file that was kept, the distilled one
     page = render(from_folder(tmp_path, NOWHERE))
     assert page.count("<svg") == 4  # two fronts, the ladder, the layers
     cells = Reader(page).cells
@@ -162,6 +187,8 @@ def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
     page = write_report(from_folder(sweep, NOWHERE), sweep)
     assert page == sweep / PAGE
     read = Reader(page.read_text())
+    assert "Student&#39;s t interval of the seeds&#39; values" in page.read_text()
+    assert [cell.partition("(")[2] for cell in read.cells if " to " in cell] == ["2 seeds)", "games)", "2 seeds)"]
     assert read.addresses
     assert all(address.startswith(("#", "data:image/jpeg;base64,")) for address in read.addresses)
     assert not re.search(r"@import|url\((?!#)", page.read_text())
