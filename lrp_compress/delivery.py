@@ -101,7 +101,8 @@ class Delivery:
         states = 2 * self._config.quantize.states
         how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
         seed = stage_seed(self._config.seed, "quantize", "play")
-        played = collect_rollouts(self._student, how, self._stage.rule, self._config.protocol, seed)
+        stage = self._stage
+        played = collect_rollouts(self._student, how, stage.rule, self._config.protocol, seed, stage.emulators)
         observations = played.observations(torch.arange(states)).numpy()  # environment by environment
         return OwnPlay(observations[: states // 2], observations[states // 2 :])
 
