@@ -131,6 +131,7 @@ class EvaluateConfig:
     """How agents are evaluated (``conf/evaluate``)."""
 
     episodes: int = within(2)
+    pruned_episodes: int = within(2)
     envs: int = within(1, 256)
     action: str = one_of("auto", "sample", "epsilon", "greedy")
     epsilon: float = within(0, 1)

@@ -107,9 +107,10 @@ class Delivery:
         states = 2 * self._config.quantize.states
         how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
         seed = stage_seed(self._config.seed, "quantize", "play")
+        stage = self._stage
         played = announced(
             "play of the student",
-            lambda: collect_rollouts(self._student, how, self._stage.rule, self._config.protocol, seed),
+            lambda: collect_rollouts(self._student, how, stage.rule, self._config.protocol, seed, stage.emulators),
             lambda rollouts: f"{len(rollouts):,} states",
         )
         observations = played.observations(torch.arange(states)).numpy()  # environment by environment

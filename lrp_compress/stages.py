@@ -19,6 +19,7 @@ from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.teachers import SHIPPED
 from lrp_compress.atari.acting import Outputs, action_rule
 from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
+from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.probing import Probe, probe
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.compression.criteria import ChannelScores, score_channels
@@ -38,6 +39,7 @@ from lrp_compress.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 1 / 6  # of the states of the teacher's play: games that nothing is solved from
+UNDISTILLED = ("pruned", "repaired")  # judged by fewer games
 
 
 class Stages:
@@ -62,6 +64,7 @@ class Stages:
         self.teacher = teacher
         self.folder = folder
         self.tracker = tracker
+        self.emulators = Emulators()
         self._digest = teacher_digest
         self.rule = action_rule(config.evaluate.action, teacher.network.head_kind, config.evaluate.epsilon)
 
@@ -89,7 +92,7 @@ class Stages:
         seed = stage_seed(config.seed, "rollouts")
         return stored(
             self._shared("rollouts", dataclasses.asdict(config.rollouts), seed).with_suffix(".safetensors"),
-            lambda: collect_rollouts(self.teacher, config.rollouts, self.rule, config.protocol, seed),
+            lambda: collect_rollouts(self.teacher, config.rollouts, self.rule, config.protocol, seed, self.emulators),
             save_rollouts,
             lambda path: load_rollouts(path, config.protocol, seed),
             "rollouts",
@@ -164,7 +167,8 @@ class Stages:
             self.tracker.metrics({f"repair/{name}_strength": value for name, value in result.strengths.items()}, step)
             return Agent(result.network, agent.info)
 
-        return stored(self._step_file(step, "repaired.safetensors"), make, save_agent, load_agent)
+        path = self._step_file(step, "repaired.safetensors")
+        return stored(path, make, save_agent, load_agent, f"repair, step {step}", _size)
 
     def distill(self, agent: Agent, rollouts: Rollouts, step: int, last: bool) -> Agent:
         """Let the pruned network learn from the teacher; its progress is tracked as it comes."""
@@ -257,13 +261,15 @@ class Stages:
     def evaluate(self, agent: Agent, name: str, outputs: Outputs | None = None) -> Evaluation:
         """Play the evaluation episodes; the teacher's are shared by all runs that evaluate it the same way."""
         config = self.config
-        seed = stage_seed(config.seed, "evaluate")
+        seed, how = stage_seed(config.seed, "evaluate"), config.evaluate
+        if name in UNDISTILLED:
+            how = dataclasses.replace(how, episodes=min(how.episodes, how.pruned_episodes))
         path = self.folder / f"evaluation-{name}.json"
         shared = self._shared("evaluation", dataclasses.asdict(config.evaluate), seed).with_suffix(".json")
         evaluation = stored(
             shared if name == "teacher" else path,
             lambda: evaluate(
-                agent, config.evaluate, config.game, self.rule, config.protocol, seed, f"evaluate {name}", outputs
+                agent, how, config.game, self.rule, config.protocol, seed, f"evaluate {name}", outputs, self.emulators
             ),
             save_evaluation,
             load_evaluation,

@@ -56,14 +56,45 @@ def action_rule(action: str, head: str, epsilon: float) -> ActionRule:
     return ActionRule(kind, epsilon if action == "epsilon" else 0.0)
 
 
-def choose_actions(outputs: Tensor, rule: ActionRule, rng: np.random.Generator) -> NDArray[np.int64]:
+@dataclass(frozen=True)
+class Chances:
+    """What a choice of actions draws at random, a row per environment.
+
+    Attributes
+    ----------
+    noise : ndarray of float, shape (N, actions)
+        Standard Gumbel noise where actions are sampled, else 0.
+    random : ndarray of bool, shape (N,)
+        A random action is taken.
+    actions : ndarray of int64, shape (N,)
+        Which one.
+    """
+
+    noise: NDArray[np.float64]
+    random: NDArray[np.bool_]
+    actions: NDArray[np.int64]
+
+    def __getitem__(self, rows: slice) -> Chances:
+        return Chances(self.noise[rows], self.random[rows], self.actions[rows])
+
+
+def draw_chances(shape: tuple[int, int], rule: ActionRule, rng: np.random.Generator) -> Chances:
+    """Draw for environments and actions, `shape`, before their outputs are known."""
+    noise = rng.gumbel(size=shape) if rule.kind == "sample" else np.zeros(shape)
+    random = rng.random(shape[0]) < rule.epsilon
+    return Chances(noise, random, rng.integers(shape[1], size=shape[0]))
+
+
+def decide(outputs: Tensor, chances: Chances) -> NDArray[np.int64]:
     """Pick one action per row of `outputs`, shape (N, actions)."""
-    values = outputs.numpy()
-    if rule.kind == "sample":  # the Gumbel-max trick: one exact draw from softmax(values) per row
-        values = values + rng.gumbel(size=values.shape)
-    actions = np.argmax(values, axis=1)
-    random = rng.random(len(values)) < rule.epsilon
-    return np.where(random, rng.integers(values.shape[1], size=len(values)), actions)
+    # the Gumbel-max trick: with noise one exact draw from softmax(outputs) per row
+    best = np.argmax(outputs.numpy() + chances.noise, axis=1)
+    return np.where(chances.random, chances.actions, best)
+
+
+def choose_actions(outputs: Tensor, rule: ActionRule, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw, and pick one action per row of `outputs`, shape (N, actions)."""
+    return decide(outputs, draw_chances((outputs.shape[0], outputs.shape[1]), rule, rng))
 
 
 @contextlib.contextmanager

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -17,7 +13,6 @@ from numpy.typing import NDArray
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.errors import UserError, unknown_name
 
-GROUPS = 2  # of environments: one is emulated while a network decides for the other
 MAX_FRAMES = 108_000  # 30 minutes of play at 60 Hz, the usual cap (Hessel et al. 2018; Mnih et al. 2015 had 5)
 
 
@@ -98,6 +93,11 @@ class AtariEnvs:
     threads : int
         Emulator threads; 0 leaves it to ALE (one per core).
 
+    Attributes
+    ----------
+    seed : int
+        Of the next `reset`, which makes the same games of a seed whatever was played before.
+
     Raises
     ------
     UserError
@@ -144,12 +144,14 @@ class AtariEnvs:
             )
         self._fire = fire_on_life_loss
         self._fire_action = names.index("FIRE") if "FIRE" in names else 0
-        self._seed = seed
+        self.seed = seed
         self._waiting = False
 
     def reset(self) -> Step:
-        """Start new episodes everywhere, the random streams from the seed."""
-        observations, info = self._env.reset(seed=self._seed)
+        """Start new episodes everywhere, the random streams from ``seed``; a step in flight is forgotten."""
+        if self._waiting:
+            self.receive()
+        observations, info = self._env.reset(seed=self.seed)
         none = np.zeros(self.envs, dtype=bool)
         self._lives = info["lives"].astype(np.int64)
         self._press_fire = np.full(self.envs, self._fire)
@@ -261,40 +263,3 @@ def envs_for(
             f"{made.actions}; it was trained for another game or action set"
         )
     return made
-
-
-def env_groups(
-    agent: Agent, envs: int, protocol: str, seed: int, *, max_frames: int = MAX_FRAMES
-) -> Iterator[AtariEnvs]:
-    """Make the environments of an agent in two groups, so that one is emulated while a network decides for the other.
-
-    Together the emulator threads use the half of the cores that the networks leave.
-
-    Parameters
-    ----------
-    agent : Agent
-        The agent, as for `envs_for`.
-    envs : int
-        Environments in all; a single one makes one group.
-    protocol : str
-        Name of the protocol.
-    seed : int
-        Environment ``i`` of all is seeded with ``seed + i``.
-    max_frames : int
-        Emulator frames after which an episode is cut.
-
-    Yields
-    ------
-    AtariEnvs
-    """
-    threads = max(1, (os.cpu_count() or 1) // (2 * GROUPS))
-    bounds = [0, (envs + 1) // GROUPS, envs]
-    for first, last in itertools.pairwise(bounds):
-        if last > first:
-            yield envs_for(agent, last - first, protocol, seed + first, max_frames=max_frames, threads=threads)
-
-
-def reset_groups(groups: Sequence[AtariEnvs]) -> list[Step]:
-    """Start new episodes in all groups at the same time: a seeded emulator reads its game anew, which takes 0.1 s."""
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(AtariEnvs.reset, groups))

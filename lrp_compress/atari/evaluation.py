@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from tqdm import tqdm
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.atari.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
-from lrp_compress.atari.envs import AtariEnvs, Step, env_groups, reset_groups
+from lrp_compress.atari.envs import AtariEnvs, Step
+from lrp_compress.atari.groups import Emulators, reset_groups
 from lrp_compress.config import EvaluateConfig, GameConfig
 from lrp_compress.files import read_json, write_json
 
@@ -126,6 +126,7 @@ def evaluate(
     seed: int,
     label: str,
     outputs: Outputs | None = None,
+    emulators: Emulators | None = None,
 ) -> Evaluation:
     """Play episodes and report their returns.
 
@@ -150,6 +151,8 @@ def evaluate(
         What the progress bar says.
     outputs : callable, optional
         What computes the agent's outputs in its network's place, such as a file of it in another runtime.
+    emulators : Emulators, optional
+        Where the environments come from, if not made for this evaluation alone.
 
     Returns
     -------
@@ -158,9 +161,8 @@ def evaluate(
     """
     count = min(config.envs, config.episodes)
     quota = math.ceil(config.episodes / count)
-    with cores_shared_with_emulators(), contextlib.ExitStack() as stack:
-        made = env_groups(agent, count, protocol, seed, max_frames=config.max_frames)
-        groups = [stack.enter_context(envs) for envs in made]
+    lent = (emulators or Emulators()).groups(agent, count, protocol, seed, max_frames=config.max_frames)
+    with cores_shared_with_emulators(), lent as groups:
         halves = [
             _Games(envs, step, quota, config.stall_limit, np.random.default_rng([seed, number]))
             for number, (envs, step) in enumerate(zip(groups, reset_groups(groups), strict=True))
@@ -250,16 +252,21 @@ def _play(outputs: Outputs, groups: Sequence[_Games], rule: ActionRule, label: s
     """Play all games; one group is emulated while the agent decides for the other."""
 
     def send(games: _Games) -> None:
-        games.envs.send(choose_actions(outputs(games.step.observations), rule, games.rng))
+        unfinished = games.unfinished
+        known = outputs(games.step.observations[unfinished])
+        decisive = known.new_zeros(len(unfinished), known.shape[1])
+        decisive[torch.from_numpy(unfinished)] = known
+        games.envs.send(choose_actions(decisive, rule, games.rng))
 
     for games in groups:
         send(games)
     count = sum(games.quota * games.envs.envs for games in groups)
     with tqdm(total=count, desc=label, unit="episode", leave=False, disable=None) as progress:
-        while unfinished := [games for games in groups if not games.finished]:
-            for games in unfinished:
+        while waiting := [games for games in groups if games.unfinished.any()]:
+            for games in waiting:
                 progress.update(games.receive())
-                send(games)
+                if games.unfinished.any():
+                    send(games)
     played = [own for games in groups for own in games.played]
     return [
         Episode(env, index, score, length, end)
@@ -283,8 +290,9 @@ class _Games:
         self._idle = np.zeros(envs.envs, dtype=np.int64)
 
     @property
-    def finished(self) -> bool:
-        return all(len(own) == self.quota for own in self.played)
+    def unfinished(self) -> NDArray[np.bool_]:
+        """Which environments have games to play, shape (envs,)."""
+        return np.array([len(own) < self.quota for own in self.played])
 
     def receive(self) -> int:
         """Take the step in flight and note the games that it ended; their number is returned."""
@@ -294,8 +302,9 @@ class _Games:
         self._length = np.where(step.first, 0, self._length + 1)
         self._idle = np.where(eventful, 0, self._idle + 1)
         self.step = step
-        stalled = self._idle >= self._stall_limit
-        noted = [int(row) for row in np.flatnonzero(step.ended | stalled) if len(self.played[row]) < self.quota]
+        unfinished = self.unfinished
+        stalled = (self._idle >= self._stall_limit) & unfinished
+        noted = [int(row) for row in np.flatnonzero((step.ended | stalled) & unfinished)]
         for row in noted:
             end = "capped" if step.capped[row] else "over" if step.ended[row] else "stalled"
             self.played[row].append((float(self._score[row]), int(self._length[row]), end))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
-from lrp_compress.atari.envs import envs_for
+from lrp_compress.atari.envs import AtariEnvs, envs_for
 
 ENVS = 16
 STEPS = 400
@@ -65,20 +65,20 @@ def probe(agent: Agent, rule: ActionRule, protocol: str, seed: int) -> Probe:
     seed : int
         Of environments and actions.
     """
-    own = _rewards(agent, rule, protocol, seed)
-    random = _rewards(agent, ActionRule("greedy", 1.0), protocol, seed)
+    with cores_shared_with_emulators(), envs_for(agent, ENVS, protocol, seed) as envs:
+        own = _rewards(agent, envs, rule, seed)
+        random = _rewards(agent, envs, ActionRule("greedy", 1.0), seed)
     error = math.sqrt((own.var(ddof=1) + random.var(ddof=1)) / ENVS)
     means = float(own.mean()), float(random.mean())
     better = bool(means[0] - means[1] > STANDARD_ERRORS * error)
     return Probe(agent.info.game, STEPS, *means, better, agent.info.fire_on_life_loss)
 
 
-def _rewards(agent: Agent, rule: ActionRule, protocol: str, seed: int) -> NDArray[np.float64]:
+def _rewards(agent: Agent, envs: AtariEnvs, rule: ActionRule, seed: int) -> NDArray[np.float64]:
     rng = np.random.default_rng(seed)
     total = np.zeros(ENVS)
-    with cores_shared_with_emulators(), envs_for(agent, ENVS, protocol, seed) as envs:
-        step = envs.reset()
-        for _ in range(STEPS):
-            step = envs.step(act(agent.network, step.observations, rule, rng)[0])
-            total += step.rewards
+    step = envs.reset()
+    for _ in range(STEPS):
+        step = envs.step(act(agent.network, step.observations, rule, rng)[0])
+        total += step.rewards
     return total

@@ -14,8 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
-from lrp_compress.atari.envs import envs_for
+from lrp_compress.agents.inference import batched_outputs
+from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators, decide, draw_chances
+from lrp_compress.atari.groups import Emulators, reset_groups
 from lrp_compress.config import RolloutsConfig
 from lrp_compress.files import atomic_path
 
@@ -87,7 +88,14 @@ def stacks(frames: Tensor, starts: Tensor) -> Tensor:
     return windows.index_select(0, starts).view(-1, STACK, height, width)
 
 
-def collect_rollouts(agent: Agent, config: RolloutsConfig, rule: ActionRule, protocol: str, seed: int) -> Rollouts:
+def collect_rollouts(
+    agent: Agent,
+    config: RolloutsConfig,
+    rule: ActionRule,
+    protocol: str,
+    seed: int,
+    emulators: Emulators | None = None,
+) -> Rollouts:
     """Let an agent play and keep states spread over its episodes.
 
     Each environment keeps one block of ``config.block`` consecutive states out of every ``config.every`` blocks it
@@ -105,27 +113,34 @@ def collect_rollouts(agent: Agent, config: RolloutsConfig, rule: ActionRule, pro
         Name of the protocol.
     seed : int
         Seed of the environments and of the action choice.
+    emulators : Emulators, optional
+        Where the environments come from, if not made for these rollouts alone.
     """
     rng = np.random.default_rng(seed)
     quota = -(-config.states // config.envs)
     players = [_EnvRecord(quota) for _ in range(config.envs)]
     with (
         cores_shared_with_emulators(),
-        envs_for(agent, config.envs, protocol, seed) as envs,
+        (emulators or Emulators()).groups(agent, config.envs, protocol, seed) as groups,
         tqdm(total=quota * config.envs, desc="rollouts", unit="state", leave=False, disable=None) as progress,
     ):
-        step = envs.reset()
+        steps = reset_groups(groups)
+        ends = list(itertools.accumulate(envs.envs for envs in groups))
         for t in itertools.count():
-            actions, outputs = act(agent.network, step.observations, rule, rng)
-            for row, player in enumerate(players):
-                player.episode += int(step.first[row])
-                wanted = (t // config.block + row) % config.every == 0 and not step.ended[row]
-                player.observe(step.observations[row], outputs[row], wanted, bool(step.first[row]))
+            chances = draw_chances((config.envs, agent.network.actions), rule, rng)
+            for number, (envs, end) in enumerate(zip(groups, ends, strict=True)):
+                step = envs.receive() if t else steps[number]
+                rows = slice(end - envs.envs, end)
+                outputs = batched_outputs(agent.network, torch.from_numpy(step.observations))
+                envs.send(decide(outputs, chances[rows]))
+                for row, player in enumerate(players[rows]):
+                    player.episode += int(step.first[row])
+                    wanted = (t // config.block + rows.start + row) % config.every == 0 and not step.ended[row]
+                    player.observe(step.observations[row], outputs[row], wanted, bool(step.first[row]))
             kept = sum(len(player.starts) for player in players)
             progress.update(kept - progress.n)
             if kept == quota * config.envs:
                 break
-            step = envs.step(actions)
     return _join(players, config.states, protocol, seed)
 
 

@@ -14,7 +14,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, act
-from lrp_compress.atari.envs import GROUPS, env_groups, reset_groups
+from lrp_compress.atari.groups import GROUPS, env_groups, reset_groups
 from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed

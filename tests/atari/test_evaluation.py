@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
+from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, act
 from lrp_compress.atari.envs import envs_for
@@ -26,11 +28,19 @@ from lrp_compress.atari.evaluation import (
     return_kept,
     save_evaluation,
 )
+from lrp_compress.atari.groups import Emulators
 from lrp_compress.config import EvaluateConfig, GameConfig
 
 GAME = GameConfig("breakout", "Breakout", 1.7, 30.5)
 CONFIG = EvaluateConfig(
-    episodes=4, envs=2, action="auto", epsilon=0.0, stall_limit=3000, max_frames=108_000, confidence=0.95
+    episodes=4,
+    pruned_episodes=2,
+    envs=2,
+    action="auto",
+    epsilon=0.0,
+    stall_limit=3000,
+    max_frames=108_000,
+    confidence=0.95,
 )
 SAMPLE, GREEDY = ActionRule("sample", 0.0), ActionRule("greedy", 0.0)
 
@@ -121,6 +131,27 @@ def test_the_summary_is_of_the_returns(evaluation: Evaluation):
 def test_the_seed_decides(evaluation: Evaluation):
     assert evaluated(agent()) == evaluation
     assert evaluated(agent(), seed=8).episodes != evaluation.episodes
+
+
+def test_kept_emulators_change_nothing(evaluation: Evaluation):
+    emulators = Emulators()
+    for seed, other in ((8, False), (7, True)):
+        again = evaluate(agent(), CONFIG, GAME, SAMPLE, "noop", seed, "test", emulators=emulators)
+        assert (again == evaluation) == other
+
+
+def test_only_unfinished_games_are_decided_for(evaluation: Evaluation):
+    player, decided = agent(), 0
+
+    def outputs(observations: NDArray[np.uint8]) -> torch.Tensor:
+        nonlocal decided
+        decided += len(observations)
+        return batched_outputs(player.network, torch.from_numpy(observations))
+
+    assert evaluate(player, CONFIG, GAME, SAMPLE, "noop", 7, "test", outputs) == evaluation
+    games = len(evaluation.episodes)
+    # in an environment's second game one decision more, which is ignored: the step that begins it
+    assert decided == sum(episode.length for episode in evaluation.episodes) + games - CONFIG.envs
 
 
 def test_a_frozen_game_is_ended_and_counted():

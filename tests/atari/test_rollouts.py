@@ -60,7 +60,8 @@ def test_the_states_are_those_the_agent_saw():
     observations = rollouts.observations(torch.arange(states))
     assert (observations.dtype, observations.shape) == (torch.uint8, (states, 4, 84, 84))
     assert np.array_equal(observations.numpy(), np.stack([state[2] for state in expected]))
-    assert torch.equal(rollouts.outputs, torch.stack([state[3] for state in expected]))
+    # not to the bit: the network sees other batches
+    torch.testing.assert_close(rollouts.outputs, torch.stack([state[3] for state in expected]), rtol=0, atol=1e-5)
     by_hand = torch.tensor([state[1] for state in expected]).view(envs, -1)
     assert by_hand.max(1).values.min() >= 1
     own, other = rollouts.episodes.view(envs, -1)
@@ -86,7 +87,7 @@ def test_blocks_are_spread_over_the_games():
     for row in range(envs):
         own, at, times = seen[row], 0, []
         for i in range(row * states // envs, (row + 1) * states // envs):
-            while not (np.array_equal(own[at][2], observations[i]) and torch.equal(own[at][3], rollouts.outputs[i])):
+            while not (np.array_equal(own[at][2], observations[i]) and torch.allclose(own[at][3], rollouts.outputs[i])):
                 at += 1
             times.append(own[at][0])
             at += 1

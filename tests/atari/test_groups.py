@@ -1,0 +1,73 @@
+"""Emulators are kept between those who need them, and nobody can tell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lrp_compress.agents.checkpoints import Agent, AgentInfo
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.atari.envs import AtariEnvs, Step
+from lrp_compress.atari.groups import Emulators, env_groups, reset_groups
+
+ENVS = 3
+
+
+def agent(game: str = "breakout", actions: int = 4) -> Agent:
+    network = PolicyNetwork({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", actions)
+    return Agent(network, AgentInfo(game, "minimal", False, {}, {}))
+
+
+def played(groups: list[AtariEnvs], steps: int = 60) -> list[Step]:
+    rng = np.random.default_rng(0)
+    taken = reset_groups(groups)
+    for _ in range(steps):
+        taken += [envs.step(rng.integers(4, size=envs.envs)) for envs in groups]
+    return taken
+
+
+def same(one: list[Step], other: list[Step]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return all(np.array_equal(a.observations, b.observations) and np.array_equal(a.lives, b.lives) for a, b in pairs)
+
+
+@pytest.mark.parametrize("protocol", ["noop", "sticky"])
+def test_kept_emulators_play_the_games_of_new_ones(protocol: str):
+    fresh = {seed: played(list(env_groups(agent(), ENVS, protocol, seed))) for seed in (5, 9)}
+    assert not same(fresh[5], fresh[9])
+    emulators = Emulators()
+    lent = []
+    for seed, steps in ((5, 60), (9, 3), (9, 60), (5, 60)):
+        with emulators.groups(agent(), ENVS, protocol, seed) as groups:
+            lent.append(groups)
+            assert [envs.envs for envs in groups] == [2, 1]
+            assert same(played(groups, steps), fresh[seed][: 2 * (steps + 1)])
+            groups[0].send(np.ones(2, dtype=np.int64))  # what is in flight when they are given back is forgotten
+    assert all(groups is lent[0] for groups in lent)
+
+
+def test_only_who_needs_the_same_gets_them():
+    emulators = Emulators()
+    wanted = agent(), ENVS, "noop", 0
+    with emulators.groups(*wanted) as meanwhile, emulators.groups(*wanted) as first:
+        assert meanwhile is not first
+    others = [
+        (agent(), ENVS + 1, "noop", {}),
+        (agent(), ENVS, "sticky", {}),
+        (agent(), ENVS, "noop", {"max_frames": 400}),
+        (agent("pong", 6), ENVS, "noop", {}),
+    ]
+    for player, envs, protocol, more in others:
+        with emulators.groups(player, envs, protocol, 0, **more) as groups:
+            assert groups is not first
+    with emulators.groups(*wanted) as again:
+        assert again is meanwhile
+
+
+def test_after_an_error_they_are_made_anew():
+    emulators = Emulators()
+    with pytest.raises(RuntimeError, match="oh"), emulators.groups(agent(), ENVS, "noop", 0) as broken:
+        raise RuntimeError("oh")
+    with emulators.groups(agent(), ENVS, "noop", 0) as groups:
+        assert groups is not broken
+        assert len(played(groups, 1)) == 4
