@@ -26,6 +26,7 @@ from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import action_rule, choose_actions
 from lrp_compress.atari.envs import envs_for
+from lrp_compress.atari.rollouts import LabelledStates
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.losses import kl
 from lrp_compress.config import DistillConfig
@@ -37,6 +38,8 @@ CONFIG = DistillConfig(
     match_entropy=False,
     samples=0,
     step_samples=0,
+    patience=10**9,
+    min_gain=0.0,
     data="student",
     teacher_fraction=0.0,
     epsilon=0.05,
@@ -47,6 +50,7 @@ CONFIG = DistillConfig(
     learning_rate=1e-3,
     weight_decay=0.0,
     max_grad_norm=1.0,
+    checkpoint_minutes=1.0,
     precision="auto",
 )
 
@@ -93,9 +97,9 @@ def plain_samples_per_s(teacher: Agent, samples: int, seed: int, tuned: bool) ->
 
 
 def our_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
-    outputs = torch.zeros(2, teacher.network.actions)
+    judged = LabelledStates(torch.zeros(2, 4, 84, 84, dtype=torch.uint8), torch.zeros(2, teacher.network.actions))
     rule = action_rule("sample", "policy", 0.0)
-    return distill(half_width(teacher), {}, teacher, outputs, CONFIG, samples, rule, "noop", seed).samples_per_s
+    return distill(half_width(teacher), {}, teacher, judged, CONFIG, samples, rule, "noop", seed).samples_per_s
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ def main() -> None:
         config = configured()
         rollouts = collect_rollouts(teacher, config.rollouts, rule, config.protocol, options.seed)
         observations = rollouts.observations(torch.arange(len(rollouts)))
+        held_out = rollouts.part(rollouts.held_out())
         scores = score_channels(network, observations, rollouts.outputs, config.criterion, options.seed)
         for label, ratios in RATIOS.items():
             for hint in (0.0, 1.0):
@@ -60,7 +61,7 @@ def main() -> None:
                 kept = all_channels(network.widths)
                 plan = plan_pruning(scores, network, network.widths, kept, config.prune, config.prune.ratio)
                 student = distill(
-                    apply_pruning(network, plan), plan.kept_original, teacher, rollouts.outputs, config.distill,
+                    apply_pruning(network, plan), plan.kept_original, teacher, held_out, config.distill,
                     options.samples, rule, config.protocol, options.seed + 1,
                 ).network  # fmt: skip
                 share = profile_network(student).params / profile_network(network).params

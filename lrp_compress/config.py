@@ -93,6 +93,8 @@ class DistillConfig:
     match_entropy: bool = MISSING
     samples: int = within(0)
     step_samples: int = within(0)
+    patience: int = within(1)
+    min_gain: float = within(0, 1)
     data: str = one_of("teacher", "student", "mixed")
     teacher_fraction: float = within(0, 1)
     epsilon: float = within(0, 1)
@@ -104,6 +106,7 @@ class DistillConfig:
     weight_decay: float = within(0)
     max_grad_norm: float = within(0, open_low=True)
     min_agreement: float | None = within(0, 1)
+    checkpoint_minutes: float = within(0)
     precision: str = one_of("auto", "float32", "bfloat16")
 
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, save_agent
 from lrp_compress.atari.evaluation import Evaluation
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
-from lrp_compress.compression.distillation import Progress, distill
+from lrp_compress.compression.distillation import distill
+from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.quantization import (
     Quantization,
     full_precision,
@@ -168,15 +169,15 @@ class Delivery:
         return Int8(source, quantization, evaluation, distilled)
 
     def _distill_for_int8(self, rollouts: Rollouts) -> Agent:
-        wanted, student = self._config.quantize, self._student
+        wanted, own = self._config.quantize, self._student
         if self._config.finetune.steps:  # the original has not learned what the student has since
-            teacher, kept = student, all_channels(student.network.widths)
+            teacher, kept = own, all_channels(own.network.widths)
         else:
-            teacher, kept = self._stage.teacher, student.info.kept
+            teacher, kept = self._stage.teacher, own.info.kept
         how = dataclasses.replace(
             self._config.distill, learning_rate=wanted.learning_rate, match_entropy=False, precision="float32"
         )
-        stage, pace = "distill for int8", Pace()
+        stage, pace, checkpoint = "distill for int8", Pace(), self._folder / "int8-distilled" / "distillation.pt"
 
         def track(progress: Progress) -> None:
             values = {"int8/distill_loss": progress.loss, "int8/distill_action_agreement": progress.agreement}
@@ -187,20 +188,24 @@ class Delivery:
 
         def make() -> Agent:
             result = distill(
-                quantization_aware(student.network),
-                {} if student.network.head_kind == "dueling" else kept,
+                quantization_aware(own.network),
+                {} if own.network.head_kind == "dueling" else kept,
                 teacher,
-                rollouts.outputs,
+                rollouts.part(rollouts.held_out()),
                 how,
                 wanted.samples,
                 self._stage.rule,
                 self._config.protocol,
                 stage_seed(self._config.seed, "quantize", "distill"),
                 track,
+                checkpoint,
             )
-            return Agent(full_precision(result.network), student.info)
+            return Agent(full_precision(result.network), own.info)
 
-        return stored(self._folder / "int8-distilled" / "student.safetensors", make, save_agent, load_agent, stage)
+        path = self._folder / "int8-distilled" / "student.safetensors"
+        student = stored(path, make, save_agent, load_agent, stage)
+        checkpoint.unlink(missing_ok=True)
+        return student
 
     def float_files(self, agents: Mapping[str, Agent]) -> dict[str, Path]:
         """Write the agents as float32 ONNX files."""

@@ -23,11 +23,12 @@ from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.probing import Probe, probe
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.compression.criteria import ChannelScores, score_channels
-from lrp_compress.compression.distillation import Progress, action_agreement, distill
+from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.finetuning import Update, finetune
-from lrp_compress.compression.losses import default_temperature, kl
+from lrp_compress.compression.learner import Progress
+from lrp_compress.compression.losses import action_agreement, default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import held_out_games, lessons, repair
+from lrp_compress.compression.repair import lessons, repair
 from lrp_compress.config import Config, DistillConfig, config_hash
 from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
@@ -38,7 +39,6 @@ from lrp_compress.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 1 / 6  # of the states of the teacher's play: games that nothing is solved from
 UNDISTILLED = ("pruned", "repaired")  # judged by fewer games
 
 
@@ -157,13 +157,13 @@ class Stages:
             return agent
 
         def make() -> Agent:
-            held_out = held_out_games(rollouts.episodes, HELD_OUT)
+            held_out = rollouts.held_out()
             seed = stage_seed(config.seed, "repair", step)
-            training, checked = (
-                lessons(self.teacher.network, rollouts.observations(chosen.nonzero().flatten()), seed)
-                for chosen in (~held_out, held_out)
+            training, judging = (
+                lessons(self.teacher.network, rollouts.part(states).observations, seed)
+                for states in (~held_out, held_out)
             )
-            result = repair(agent.network, agent.info.kept, training, checked, config.repair.strength)
+            result = repair(agent.network, agent.info.kept, training, judging, config.repair.strength)
             self.tracker.metrics({f"repair/{name}_strength": value for name, value in result.strengths.items()}, step)
             return Agent(result.network, agent.info)
 
@@ -175,7 +175,7 @@ class Stages:
         config = self.config
         before = int(sum(config.distill.step_samples for _ in range(1, step)))
         samples = 0 if self._is_whole(agent) else config.distill.samples if last else config.distill.step_samples
-        stage, pace = f"distill, step {step}", Pace()
+        stage, pace, checkpoint = f"distill, step {step}", Pace(), self._step_file(step, "distillation.pt")
 
         def track(progress: Progress) -> None:
             values = {
@@ -194,17 +194,19 @@ class Stages:
                 self._to_learn(agent).network,
                 agent.info.kept,
                 self._to_learn(self.teacher),
-                rollouts.outputs,
+                rollouts.part(rollouts.held_out()),
                 config.distill,
                 samples,
                 self.rule,
                 config.protocol,
                 seed,
                 track,
+                checkpoint,
             )
             record = {key: value for key, value in dataclasses.asdict(result).items() if key != "network"}
             write_json(self._step_file(step, "distillation.json"), record)
             values = {
+                "distill/samples": result.samples,
                 "distill/samples_per_s": result.samples_per_s,
                 "distill/entropy_temperature": result.entropy_temperature,
             }
@@ -214,9 +216,14 @@ class Stages:
 
         def reached(student: Agent) -> str:
             curve = read_json(self._step_file(step, "distillation.json"))["curve"]
-            return agreeing(Progress(**curve[-1])) if curve else "nothing to make up for"
+            if not curve:
+                return "nothing to make up for"
+            last = Progress(**curve[-1])
+            return f"{agreeing(last)} after {last.samples:,} samples"
 
-        return stored(self._step_file(step, "student.safetensors"), make, save_agent, load_agent, stage, reached)
+        student = stored(self._step_file(step, "student.safetensors"), make, save_agent, load_agent, stage, reached)
+        checkpoint.unlink(missing_ok=True)
+        return student
 
     def finetune(self, agent: Agent) -> Agent:
         """Let the student go on learning from the game's rewards, near its teacher, if that is wanted."""
@@ -247,14 +254,13 @@ class Stages:
 
     def compare(self, agents: Mapping[str, Agent], rollouts: Rollouts, step: int) -> dict[str, float]:
         """Compare agents with the teacher after a step: divergence and action agreement on the held-out games."""
-        states = held_out_games(rollouts.episodes, HELD_OUT).nonzero().flatten()
-        observations, wanted = rollouts.observations(states), rollouts.outputs[states]
-        temperature = default_temperature(self.teacher.network.head_kind, rollouts.outputs)
+        held_out = rollouts.part(rollouts.held_out())
+        temperature = default_temperature(self.teacher.network.head_kind, held_out.outputs)
         values = {}
         for name, agent in agents.items():
-            outputs = batched_outputs(agent.network, observations)
-            values[f"{name}/kl"] = kl(outputs, wanted, temperature).item()
-            values[f"{name}/action_agreement"] = action_agreement(outputs, wanted)
+            outputs = batched_outputs(agent.network, held_out.observations)
+            values[f"{name}/kl"] = kl(outputs, held_out.outputs, temperature).item()
+            values[f"{name}/action_agreement"] = action_agreement(outputs, held_out.outputs)
         self.tracker.metrics(values, step)
         return values
 

@@ -21,6 +21,21 @@ from lrp_compress.config import RolloutsConfig
 from lrp_compress.files import atomic_path
 
 STACK = 4
+HELD_OUT = 1 / 6  # of the states: games that nothing is solved or learned from
+
+
+@dataclass(frozen=True)
+class LabelledStates:
+    """States of play and what the teacher said of them.
+
+    Attributes
+    ----------
+    observations : Tensor of uint8, shape (N, 4, 84, 84)
+    outputs : Tensor of float32, shape (N, actions)
+    """
+
+    observations: Tensor
+    outputs: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,28 @@ class Rollouts:
         Tensor of uint8, shape (n, 4, 84, 84)
         """
         return stacks(self.frames, self.starts[indices])
+
+    def held_out(self, share: float = HELD_OUT) -> Tensor:
+        """Choose states to judge by: of whole games, the last ones.
+
+        Parameters
+        ----------
+        share : float
+            Of the states that are chosen at least, in (0, 1).
+
+        Returns
+        -------
+        Tensor of bool, shape (N,)
+            Of a single game the last states.
+        """
+        first = len(self) - round(len(self) * share)
+        chosen = self.episodes >= self.episodes[first]
+        return chosen if not chosen.all() else torch.arange(len(self)) >= first
+
+    def part(self, chosen: Tensor) -> LabelledStates:
+        """Take the states where `chosen`, of bool, shape (N,), is set."""
+        indices = chosen.nonzero().flatten()
+        return LabelledStates(self.observations(indices), self.outputs[indices])
 
 
 def stacks(frames: Tensor, starts: Tensor) -> Tensor:

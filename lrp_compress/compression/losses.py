@@ -78,6 +78,17 @@ def default_temperature(head: str, outputs: Tensor) -> float:
     return max(Q_SHARPNESS * gap, 1e-6)
 
 
+def action_agreement(outputs: Tensor, wanted: Tensor) -> float:
+    """Share of states where the outputs prefer the action that the teacher prefers.
+
+    Parameters
+    ----------
+    outputs, wanted : Tensor of float32, shape (N, actions)
+        Of a network and of its teacher.
+    """
+    return (outputs.argmax(1) == wanted.argmax(1)).float().mean().item()
+
+
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error of hidden values relative to the teacher's mean square (Romero et al. 2015, "FitNets").
 

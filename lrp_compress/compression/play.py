@@ -19,25 +19,21 @@ from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.config import DistillConfig
 from lrp_compress.seeding import stage_seed
 
-HELD_OUT_SHARE = 16  # one environment in so many is never learned from
-HELD_OUT_STATES = 8192
-
 
 @dataclass(frozen=True)
 class Play:
-    """What has been visited so far; the replays go on filling.
+    """What has been visited so far; the replay goes on filling.
 
     Attributes
     ----------
     steps : int
         Agent steps emulated.
-    training, held_out : FrameReplay
-        Visited states of different environments, labelled with the teacher's outputs and then its units' values.
+    visited : FrameReplay
+        Visited states, labelled with the teacher's outputs and then its units' values.
     """
 
     steps: int
-    training: FrameReplay
-    held_out: FrameReplay
+    visited: FrameReplay
 
 
 def play(
@@ -79,10 +75,8 @@ def play(
     if rule.kind == "greedy":  # play that samples explores anyway, and would reach fewer late states
         rule = ActionRule("greedy", config.epsilon)
     rng = np.random.default_rng(stage_seed(seed, "actions"))
-    apart = max(1, config.envs // HELD_OUT_SHARE)
     labels = teacher.network.actions + sum(len(units) for units in kept.values())
-    training = FrameReplay(config.replay_states, config.envs - apart, labels)
-    held_out = FrameReplay(HELD_OUT_STATES, apart, labels)
+    visited = FrameReplay(config.replay_states, config.envs, labels)
     played = 0
     with contextlib.ExitStack() as stack:
         made = env_groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
@@ -99,11 +93,6 @@ def play(
             if actor() is not teacher.network:
                 actions, _ = act(actor(), step.observations, rule, rng, dtype)
             envs.send(actions)
-            split = 0 if number else apart  # the held-out environments are the first of the first group
-            for replay, rows, begin in (
-                (held_out, slice(split), 0),
-                (training, slice(split, None), number * (groups[0].envs - apart)),
-            ):
-                replay.add(step.observations[rows], known[rows], step.first[rows], step.ended[rows], begin)
+            visited.add(step.observations, known, step.first, step.ended, number * groups[0].envs)
             played += envs.envs
-            yield Play(played, training, held_out)
+            yield Play(played, visited)

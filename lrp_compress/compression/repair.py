@@ -200,23 +200,3 @@ def _solve(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
 def _gains(changes: Mapping[float, Tensor], gram: Tensor, cross: Tensor) -> dict[float, float]:
     """How much each change of the weights lowers the summed squared error."""
     return {value: float((change * (2 * cross - gram @ change)).sum()) for value, change in changes.items()}
-
-
-def held_out_games(episodes: Tensor, share: float) -> Tensor:
-    """Choose states to judge by: of whole games, the last ones.
-
-    Parameters
-    ----------
-    episodes : Tensor of int64, shape (N,)
-        The game that each state is of, ascending.
-    share : float
-        Of the states that are held out at least, in (0, 1).
-
-    Returns
-    -------
-    Tensor of bool, shape (N,)
-        Of a single game the last states.
-    """
-    first = len(episodes) - round(len(episodes) * share)
-    held_out = episodes >= episodes[first]
-    return held_out if not held_out.all() else torch.arange(len(episodes)) >= first

@@ -150,3 +150,19 @@ def test_stacks():
     assert torch.equal(stacks(frames, starts), torch.stack([frames[start : start + 4] for start in starts]))
     with pytest.raises(IndexError):
         stacks(frames, torch.tensor([6]))
+
+
+def test_whole_games_are_held_out():
+    def of(*episodes: int) -> Rollouts:
+        count = len(episodes)
+        frames = torch.arange(count + 3, dtype=torch.uint8)[:, None, None].expand(-1, 84, 84).contiguous()
+        outputs = torch.arange(count)[:, None].float()
+        return Rollouts(frames, torch.arange(count), outputs, torch.tensor(episodes), "noop", 0)
+
+    play = of(0, 0, 0, 1, 1, 2, 2, 2, 3, 3)
+    assert play.held_out(1 / 6).tolist() == [False] * 8 + [True] * 2
+    assert play.held_out(0.3).tolist() == [False] * 5 + [True] * 5
+    assert of(*[0] * 10).held_out(0.2).tolist() == [False] * 8 + [True] * 2
+    part = play.part(play.held_out(1 / 6))
+    assert part.outputs.flatten().tolist() == [8, 9]
+    assert part.observations[:, :, 0, 0].tolist() == [[8, 9, 10, 11], [9, 10, 11, 12]]

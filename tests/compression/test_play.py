@@ -47,8 +47,7 @@ def played(
 
 
 def everything(state: Play) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = [replay.gather(replay.stored()) for replay in (state.training, state.held_out)]
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    return state.visited.gather(state.visited.stored())
 
 
 @pytest.mark.parametrize("envs", [4, 5, 32])
@@ -56,9 +55,7 @@ def test_every_state_is_stored_once_with_the_teachers_outputs(teacher: Agent, en
     turns = 24
     state = played(teacher, turns, envs=envs)
     assert state.steps == envs * turns // 2
-    held_out = max(1, envs // 16)
-    assert len(state.held_out) == held_out * turns // 2  # no game is over so soon
-    assert len(state.training) == (envs - held_out) * turns // 2
+    assert len(state.visited) == envs * turns // 2  # no game is over so soon
     observations, outputs = everything(state)
     torch.testing.assert_close(outputs, batched_outputs(teacher.network, observations), rtol=1e-4, atol=1e-4)
     last = observations[:, -1].flatten(1)

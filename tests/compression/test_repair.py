@@ -17,7 +17,7 @@ from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import STRENGTHS, held_out_games, lessons, repair
+from lrp_compress.compression.repair import STRENGTHS, lessons, repair
 from lrp_compress.config import CriterionConfig, PruneConfig, RolloutsConfig
 
 GAMES = ("breakout", "freeway", "pong", "road_runner")
@@ -95,13 +95,13 @@ def test_what_lost_nothing_does_not_change(head: str, strength: float | None, st
 @pytest.mark.parametrize("game", GAMES)
 def test_every_shipped_agent_comes_nearer_to_its_teacher(game: str) -> None:
     teacher, play = load_agent(teachers_dir() / f"{game}.safetensors").network, played(game, 1536)
-    out = held_out_games(play.episodes, 1 / 3)
-    seen, unseen = (play.observations(chosen.nonzero().flatten()) for chosen in (~out, out))
-    training, held_out = lessons(teacher, seen, 0), lessons(teacher, unseen[::2].contiguous(), 0)
-    judged, wanted = unseen[1::2].contiguous(), play.outputs[out][1::2]
+    seen, unseen = (play.part(chosen) for chosen in (~play.held_out(1 / 3), play.held_out(1 / 3)))
+    training = lessons(teacher, seen.observations, 0)
+    held_out = lessons(teacher, unseen.observations[::2].contiguous(), 0)
+    judged, wanted = unseen.observations[1::2].contiguous(), unseen.outputs[1::2]
     temperature = default_temperature(teacher.head_kind, wanted)
     how = CriterionConfig("taylor", "epsilon", "greedy", states=128, batch_size=64)
-    scores = score_channels(teacher, seen, play.outputs[~out], how, seed=0)
+    scores = score_channels(teacher, seen.observations, seen.outputs, how, seed=0)
     for ratio in (0.3, 0.5, 0.8):
         prune = PruneConfig(ratio, {}, "all", "layer", "one_shot", 1, 1, "none", True)
         plan = plan_pruning(scores, teacher, teacher.widths, all_channels(teacher.widths), prune, ratio)
@@ -110,13 +110,6 @@ def test_every_shipped_agent_comes_nearer_to_its_teacher(game: str) -> None:
         assert set(result.strengths.values()) <= set(STRENGTHS)
         lost, left = (kl(batched_outputs(net, judged), wanted, temperature) for net in (pruned, result.network))
         assert left < (lost if ratio > 0.5 else 0.5 * lost)
-
-
-def test_whole_games_are_held_out() -> None:
-    episodes = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3, 3])
-    assert held_out_games(episodes, 1 / 6).tolist() == [False] * 8 + [True] * 2
-    assert held_out_games(episodes, 0.3).tolist() == [False] * 5 + [True] * 5
-    assert held_out_games(torch.zeros(10, dtype=torch.int64), 0.2).tolist() == [False] * 8 + [True] * 2
 
 
 def test_the_network_itself_is_left_alone(states: Tensor) -> None:

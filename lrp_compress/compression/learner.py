@@ -1,0 +1,257 @@
+"""The student of a distillation while it learns: its gradient steps, their average, and the best so far."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.atari.replay import FrameReplay
+from lrp_compress.atari.rollouts import LabelledStates
+from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss, match_entropy
+from lrp_compress.config import DistillConfig
+from lrp_compress.errors import UserError
+from lrp_compress.files import atomic_path
+
+# Environment steps before the first gradient step, so that no batch is all opening moves; in short runs a share of all.
+FIRST_STEPS = 4096
+FIRST_SHARE = 0.05
+# A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
+LEARNING_RATES = {"policy": 1e-3, "q": 3e-4, "dueling": 3e-4}
+# Gradient steps in which the learning rate rises, in short runs a share of all: Adam's first ones undo a repair.
+WARM_UP = 100
+WARM_UP_SHARE = 0.05
+GAMMA = 6.94  # of the average over the last tenth or so of all steps (Karras et al. 2024, section 3.1)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the student stood at one check.
+
+    Attributes
+    ----------
+    samples : int
+        States learned from so far, repetitions counted.
+    loss : float
+        Mean training loss since the last check.
+    held_out_loss : float
+        Mean loss on the held-out states.
+    agreement : float
+        Share of the held-out states where student and teacher prefer the same action.
+    """
+
+    samples: int
+    loss: float
+    held_out_loss: float
+    agreement: float
+
+
+def _power_average(average: Tensor, newest: Tensor, count: Tensor | int) -> Tensor:
+    """Weight the newest step by what it is of all: the average covers the same share of the steps at any time."""
+    return average + (newest - average) * min(1.0, (GAMMA + 1) / (int(count) + 1))
+
+
+class Learner:
+    """The student, its optimiser, the average of its weights, and that average when it was best.
+
+    All compute the outputs in multiples of `unit` until `finished`. The optimiser's steps do not depend on the scale of
+    what is learned, so Q-values close together would be lost in them.
+
+    Parameters
+    ----------
+    student : PolicyNetwork
+        Where to start from, on the device to learn on; it is learned on.
+    hinted : sequence of str
+        Dense layers whose units are given the teacher's values.
+    held_out : LabelledStates
+        What the student is judged by.
+    config : DistillConfig
+        Loss and optimiser.
+    samples : int
+        States to learn from at most.
+    temperature, unit : float
+        Of the loss, and of the outputs that are learned.
+    by_agreement : bool
+        Whether the best student is the one that agrees most, as suits greedy play, or the one of least loss.
+    dtype : torch.dtype
+        Precision of the gradient steps.
+    seed : int
+        Of the batches.
+    """
+
+    def __init__(
+        self,
+        student: PolicyNetwork,
+        hinted: Sequence[str],
+        held_out: LabelledStates,
+        config: DistillConfig,
+        samples: int,
+        temperature: float,
+        unit: float,
+        by_agreement: bool,
+        dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        _scale_outputs(student, 1 / unit)
+        self.samples = 0
+        self.curve: list[Progress] = []
+        self._student = student
+        self._average = AveragedModel(student, avg_fn=_power_average, use_buffers=True).eval()
+        self._best = copy.deepcopy(self.actor)
+        self._held_out = held_out
+        self._dtype = dtype
+        self._total = samples
+        self._resumed_at = 0
+        self._config = config
+        self._learning_rate = config.learning_rate or LEARNING_RATES[student.head_kind]
+        self._unit = unit
+        self._temperature = temperature / unit
+        self._by_agreement = by_agreement
+        self._hinted = hinted
+        self._loss = LOSSES[config.loss]
+        self._losses: list[Tensor] = []
+        self._optimiser = torch.optim.AdamW(
+            student.parameters(), lr=self._learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self._rng = torch.Generator().manual_seed(seed)
+        self._least = self._badness(*self._judge(self._best))
+
+    @property
+    def actor(self) -> PolicyNetwork:
+        """The average, which is what the student will be."""
+        return cast(PolicyNetwork, self._average.module)
+
+    @property
+    def samples_checked(self) -> int:
+        """Samples learned when the average was last judged."""
+        return self.curve[-1].samples if self.curve else 0
+
+    @property
+    def progress(self) -> float:
+        """Share of the samples learned, in [0, 1]."""
+        return self.samples / max(self._total, 1)
+
+    def learn(self, replay: FrameReplay, env_steps: int) -> None:
+        """Take the gradient steps that `env_steps` environment steps allow."""
+        if env_steps < min(FIRST_STEPS, FIRST_SHARE * self._total / self._config.passes):
+            return
+        size = self._config.batch_size
+        due = min(self._resumed_at + env_steps * self._config.passes, self._total)
+        stored = replay.stored()
+        while self.samples + size <= due or self.samples < due == self._total:
+            chosen = stored[torch.randint(len(stored), (size,), generator=self._rng)]
+            self._step(*(part.to(self._student.device) for part in replay.gather(chosen)))
+            self.samples += size
+
+    def _step(self, observations: Tensor, labels: Tensor) -> None:
+        size = self._config.batch_size
+        rising = min(WARM_UP * size, WARM_UP_SHARE * self._total)
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._learning_rate * min(1.0, (self.samples + size) / rising)
+        outputs, hints = labels.tensor_split([self._student.actions], dim=1)
+        with dense_values(self._student) as values:
+            own_outputs = fast_outputs(self._student, observations, self._dtype)
+            loss = self._loss(own_outputs, outputs / self._unit, self._temperature)
+        self._losses.append(loss.detach())
+        if self._hinted:
+            own = torch.cat([values[name].float() for name in self._hinted], 1)
+            loss = loss + self._config.hint * hint_loss(own, hints)
+        self._optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._config.max_grad_norm)
+        self._optimiser.step()
+        self._average.update_parameters(self._student)
+
+    def check(self) -> Progress:
+        """Judge the average on the held-out states, and keep it if it is the best so far."""
+        held_out_loss, agreement = self._judge(self.actor)
+        if self._badness(held_out_loss, agreement) <= self._least:
+            self._least = self._badness(held_out_loss, agreement)
+            self._best.load_state_dict(self.actor.state_dict())
+        loss = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        self.curve.append(Progress(self.samples, loss, held_out_loss, agreement))
+        return self.curve[-1]
+
+    def stalls(self) -> bool:
+        """Tell whether the held-out loss has hardly fallen over the last ``config.patience`` samples."""
+        earlier = [p for p in self.curve if p.samples <= self.samples - self._config.patience]
+        return bool(earlier) and self.curve[-1].held_out_loss > (1 - self._config.min_gain) * earlier[-1].held_out_loss
+
+    def _judge(self, network: PolicyNetwork) -> tuple[float, float]:
+        outputs = batched_outputs(network, self._held_out.observations)
+        wanted = self._held_out.outputs / self._unit
+        return float(self._loss(outputs, wanted, self._temperature)), action_agreement(outputs, wanted)
+
+    def _badness(self, loss: float, agreement: float) -> float:
+        return -agreement if self._by_agreement else loss
+
+    def finished(self, matched: bool) -> tuple[PolicyNetwork, float]:
+        """Give the best student, and what its logits were divided by.
+
+        Parameters
+        ----------
+        matched : bool
+            Make it as decisive on average as the teacher on the held-out states.
+        """
+        network, temperature = copy.deepcopy(self._best).eval(), 1.0
+        _scale_outputs(network, self._unit)
+        if matched:
+            outputs = batched_outputs(network, self._held_out.observations)
+            temperature = match_entropy(outputs, self._held_out.outputs)
+            _scale_outputs(network, 1 / temperature)
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return network, temperature
+
+    def save(self, path: Path) -> None:
+        """Write all that is needed to go on, but what was played."""
+        state = {
+            "student": self._student.state_dict(),
+            "average": self._average.state_dict(),
+            "best": self._best.state_dict(),
+            "least": self._least,
+            "optimiser": self._optimiser.state_dict(),
+            "samples": self.samples,
+            "losses": self._losses,
+            "curve": [astuple(progress) for progress in self.curve],
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint, if there is one.
+
+        Raises
+        ------
+        UserError
+            If it is damaged.
+        """
+        if not path.exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path} is no whole checkpoint; force=true runs anew") from error
+        self._student.load_state_dict(state["student"])
+        self._average.load_state_dict(state["average"])
+        self._best.load_state_dict(state["best"])
+        self._optimiser.load_state_dict(state["optimiser"])
+        self._least, self.samples, self._losses = state["least"], state["samples"], state["losses"]
+        self._resumed_at = self.samples
+        self.curve = [Progress(*values) for values in state["curve"]]
+
+
+@torch.no_grad()
+def _scale_outputs(network: PolicyNetwork, factor: float) -> None:
+    for head in network.heads:
+        for parameter in head.parameters():
+            parameter.mul_(factor)
