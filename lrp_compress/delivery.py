@@ -202,7 +202,7 @@ class Delivery:
         def make() -> dict[str, Latency]:
             decisions: dict[str, Decision] = {}
             for name, path in files.items():
-                decisions[name] = onnx_decision(OnnxPolicy(path), observation)
+                decisions[name] = onnx_decision(path, observation)
             for name, agent in agents.items():
                 decisions[TORCH + name] = torch_decision(agent.network, observation)
             return measure_latency(decisions, pairs, self._config.latency, stage_seed(self._config.seed, "latency"))
