@@ -251,4 +251,5 @@ class Delivery:
 
 def _load_quantization(path: Path) -> Quantization:
     fields = read_json(path)
-    return Quantization(fields["way"], {name: Deviation(**d) for name, d in fields["deviations"].items()})
+    deviations = {name: Deviation(**d) for name, d in fields["deviations"].items()}
+    return Quantization(fields["way"], deviations, fields["default_session_differs"])

@@ -144,6 +144,7 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
     for figure in (*figures[:4], *figures[6:], "return_kept", "agreement", "speedup", "load_ms", "memory_bytes"):
         assert f"int8/{figure}" in metrics
     assert metrics["int8/distilled"] in (0, 1)
+    assert 0 <= metrics["int8/default_session_differs"] <= 1
     assert metrics["int8/compression"] == metrics["teacher/size_bytes"] / metrics["int8/size_bytes"]
     assert metrics["export/onnx/float32/max_difference"] < 1e-3
     assert {"student/torch_speedup", "teacher/latency_cpu_p50_ms", "int8/distill_loss"} <= set(metrics)

@@ -53,6 +53,8 @@ def test_the_nearer_file_is_kept(tmp_path: Path, play: NDArray[np.uint8]) -> Non
     assert made.chosen.error == min(deviation.error for deviation in made.deviations.values())
     outputs = OnnxPolicy(tmp_path / "agent.onnx").outputs(play[48:])
     reference = own.network(torch.from_numpy(play[48:])).detach()
+    default = OnnxPolicy(tmp_path / "agent.onnx", exact=False).outputs(play[48:])
+    assert made.default_session_differs == pytest.approx(1 - float((default == outputs).all(1).float().mean()))
     assert (outputs - reference).abs().max().item() == pytest.approx(made.chosen.max_difference, rel=1e-3)
 
 
