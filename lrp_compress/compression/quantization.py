@@ -114,14 +114,13 @@ def quantization_aware(network: PolicyNetwork) -> PolicyNetwork:
     Returns
     -------
     PolicyNetwork
-        Without a dueling head. Weights are rounded per channel; activations to the ranges seen in training mode.
+        Without a dueling head. Weights are rounded per channel; activations to the ranges seen in training mode; the
+        outputs are not rounded.
     """
     aware = copy.deepcopy(fold_dueling(network))
     layers = [*CONV_GEOMETRY, *aware.dense_layers]
     for name in layers:
         setattr(aware, f"{name}_relu", _QuantizedReLU())
-    aware.head.register_module("output_range", _QuantizedRange())
-    aware.head.register_forward_hook(_quantize_output)
     for name in (*layers, "head"):
         parametrize.register_parametrization(getattr(aware, name), "weight", _QuantizedWeight())
     return aware
@@ -178,8 +177,3 @@ class _QuantizedReLU(nn.ReLU):
     def forward(self, features: Tensor) -> Tensor:
         rounded: Tensor = self.range(super().forward(features))
         return rounded
-
-
-def _quantize_output(head: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-    rounded: Tensor = head.get_submodule("output_range")(outputs)
-    return rounded

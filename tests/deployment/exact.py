@@ -63,5 +63,4 @@ OPERATORS = {
     "QLinearConv": _convolution,
     "QGemm": _dense,
     "Reshape": lambda _, values, shape: values.reshape(len(values), -1),
-    "DequantizeLinear": lambda _, x, scale, zero: (x.astype(np.float32) - np.float32(zero)) * scale,
 }
