@@ -34,6 +34,7 @@ from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
 from lrp_compress.files import read_json, stored, write_json
 from lrp_compress.metrics import TORCH
+from lrp_compress.resume import FAILED
 from lrp_compress.seeding import stage_seed
 from lrp_compress.stages import Stages
 
@@ -226,15 +227,13 @@ class Delivery:
     def export(self, files: Mapping[str, Path], int8: Int8 | None) -> dict[str, float]:
         """Write the student in all wanted formats, each compared with its network.
 
+        A format that cannot be written, or is not what it should be, is told in one line and keeps no other from being
+        written: by now the run has its result.
+
         Returns
         -------
         dict of str to float
-            ``export/FORMAT/FILE/agreement`` and the other deviations.
-
-        Raises
-        ------
-        UserError
-            If a file is not what it should be.
+            ``export/FORMAT/failed``, 0 or 1, and ``export/FORMAT/FILE/agreement`` and the other deviations.
         """
         if not self._config.export:
             return {}
@@ -242,14 +241,35 @@ class Delivery:
         folder = self._folder.parent / "export"
         values: dict[str, float] = {}
         for name in self._config.export:
-            for file, deviation in EXPORTS[name].write(what, folder / name).items():
+            deviations = self._exported(name, what, folder / name)
+            values[f"export/{name}{FAILED}"] = float(deviations is None)
+            for file, deviation in (deviations or {}).items():
                 fields = dataclasses.asdict(deviation)
                 values |= {f"export/{name}/{file}/{field}": value for field, value in fields.items()}
-        self._stage.tracker.artifact(folder)
         return values
+
+    def _exported(self, name: str, what: Deliverable, folder: Path) -> dict[str, Deviation] | None:
+        """Write a format and give its deviations; None if that has failed."""
+        try:
+            deviations = stored(
+                self._folder / f"export-{name}.json",
+                lambda: EXPORTS[name].write(what, folder),
+                lambda path, made: write_json(path, {file: dataclasses.asdict(d) for file, d in made.items()}),
+                _load_deviations,
+            )
+        except Exception as error:  # converters raise what they like, and the result must not be lost with the export
+            foreseen = isinstance(error, UserError | OSError)
+            logger.error("export=%s failed: %s", name, " ".join(str(error).split()), exc_info=not foreseen)
+            return None
+        self._stage.tracker.artifact(folder, "export")
+        return deviations
 
 
 def _load_quantization(path: Path) -> Quantization:
     fields = read_json(path)
     deviations = {name: Deviation(**d) for name, d in fields["deviations"].items()}
     return Quantization(fields["way"], deviations, fields["default_session_differs"])
+
+
+def _load_deviations(path: Path) -> dict[str, Deviation]:
+    return {file: Deviation(**fields) for file, fields in read_json(path).items()}

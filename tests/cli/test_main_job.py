@@ -309,6 +309,39 @@ def test_a_job_that_fails_in_another_process_does_not_cost_the_report(forks: For
     assert "breakout-weight_l1" in report.read_text()
 
 
+def test_a_failed_export_costs_no_result_and_is_repeated_alone(forks: Forks, tmp_path: Path):
+    own = tmp_path / "own"
+    blocked = own / "export" / "onnx"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    job = [*SMALL, *UNDISTILLED[:-1], "criterion=weight_l1", "prune.evaluate=false", f"hydra.run.dir={own}"]
+    done = forks.run("lrp_compress", job, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: export/onnx failed, all else is done")
+    assert f"export=onnx failed: [Errno 17] File exists: '{blocked}'" in done.stdout
+    assert "return kept" in done.stdout
+    first = json.loads((own / "result.json").read_text())
+    assert first["export/onnx/failed"] == 1
+    assert first["student/return_mean"] == load_evaluation(own / "stages" / "evaluation-student.json").mean
+    (run,) = runs(tmp_path)
+    assert (run.info.status, run.data.metrics["export/onnx/failed"]) == ("FINISHED", 1)
+    others = [path for folder in ("stages", "figures") for path in (own / folder).rglob("*") if path.is_file()]
+    made = {path: path.stat().st_mtime_ns for path in others if "channels-step" not in path.name}
+
+    blocked.unlink()
+    done = forks.run("lrp_compress", job, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "has finished before" not in done.stdout
+    assert (blocked / "student.onnx").is_file()
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    second = json.loads((own / "result.json").read_text())
+    assert second["export/onnx/failed"] == 0
+    assert first.items() - second.items() == {("export/onnx/failed", 1.0)}
+    (run,) = runs(tmp_path)
+    assert (run.info.status, run.data.metrics["export/onnx/failed"]) == ("FINISHED", 0)
+    assert "has finished before" in forks.run("lrp_compress", job, tmp_path).stdout
+
+
 def save_untrained(path: Path, seed: int) -> None:
     """Write an agent of CleanRL that has learned nothing."""
     torch.manual_seed(seed)
