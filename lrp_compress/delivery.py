@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, save_agent
-from lrp_compress.atari.evaluation import Evaluation
+from lrp_compress.atari.evaluation import Evaluation, falls_below
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.compression.distillation import Progress, distill
 from lrp_compress.compression.quantization import (
@@ -109,6 +109,8 @@ class Delivery:
     def quantize(self, rollouts: Rollouts, evaluation: Evaluation) -> Int8 | None:
         """Make the student's int8 file; where its return falls below the student's, distil once more for it.
 
+        Of two files that one stays which scores more in games of other seeds: the games that are reported choose none.
+
         Parameters
         ----------
         rollouts : Rollouts
@@ -119,7 +121,7 @@ class Delivery:
         Returns
         -------
         Int8 or None
-            Of two files the one with the higher return; none if none is wanted.
+            None if none is wanted.
 
         Raises
         ------
@@ -130,11 +132,19 @@ class Delivery:
         if wanted.kind == "none":
             return None
         static = self._int8(self._student, "int8", distilled=False)
-        falls_below = static.evaluation.ci_high < evaluation.mean
-        if wanted.distill == "never" or (wanted.distill == "auto" and not falls_below):
+        seed = stage_seed(self._config.seed, "quantize", "compare")
+        if wanted.distill == "never" or (
+            wanted.distill == "auto"
+            and not falls_below(static.evaluation, evaluation, self._config.evaluate.confidence, seed)
+        ):
             return static
         distilled = self._int8(self._distill_for_int8(rollouts), "int8-distilled", distilled=True)
-        return max(static, distilled, key=lambda int8: int8.evaluation.mean)
+        return max(static, distilled, key=self._choosing_return)
+
+    def _choosing_return(self, int8: Int8) -> float:
+        path = int8.source.path
+        name = f"{path.parent.name}-choosing"
+        return self._stage.evaluate(int8.source.agent, name, OnnxPolicy(path).outputs, games="choose int8").mean
 
     def _int8(self, agent: Agent, name: str, distilled: bool) -> Int8:
         path = self._folder / name / "student-int8.onnx"

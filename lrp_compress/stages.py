@@ -208,10 +208,13 @@ class Stages:
         self.tracker.metrics(values, step)
         return values
 
-    def evaluate(self, agent: Agent, name: str, outputs: Outputs | None = None) -> Evaluation:
-        """Play the evaluation episodes; the teacher's are shared by all runs that evaluate it the same way."""
+    def evaluate(self, agent: Agent, name: str, outputs: Outputs | None = None, games: str = "evaluate") -> Evaluation:
+        """Play the evaluation episodes; the teacher's are shared by all runs that evaluate it the same way.
+
+        Games of another name than the usual are as many, of other seeds.
+        """
         config = self.config
-        seed = stage_seed(config.seed, "evaluate")
+        seed = stage_seed(config.seed, games)
         path = self.folder / f"evaluation-{name}.json"
         shared = self._shared("evaluation", dataclasses.asdict(config.evaluate), seed).with_suffix(".json")
         evaluation = stored(

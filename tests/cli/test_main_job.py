@@ -19,7 +19,7 @@ from PIL import Image
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.evaluation import load_evaluation
+from lrp_compress.atari.evaluation import Evaluation, load_evaluation
 from lrp_compress.config import TrackingConfig
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.reporting.records import find_runs
@@ -179,9 +179,14 @@ def test_files_decide_as_the_student(undisturbed: tuple[Path, str]):
     int8 = run_dir / "export" / "onnx" / "student-int8.onnx"
     metrics = json.loads((run_dir / "result.json").read_text())
     assert int8.stat().st_size == metrics["int8/size_bytes"] < 0.3 * metrics["student/size_bytes"]
-    stages = ("int8", "int8-distilled")
-    returns = [load_evaluation(run_dir / "stages" / f"evaluation-{name}.json").mean for name in stages]
-    assert metrics["int8/return_mean"] == max(returns)
+
+    def evaluated(name: str) -> Evaluation:
+        return load_evaluation(run_dir / "stages" / f"evaluation-{name}.json")
+
+    chosen = max("int8", "int8-distilled", key=lambda name: evaluated(f"{name}-choosing").mean)
+    assert metrics["int8/distilled"] == (chosen == "int8-distilled")
+    assert metrics["int8/return_mean"] == evaluated(chosen).mean
+    assert evaluated(chosen).seed == evaluated("student").seed != evaluated(f"{chosen}-choosing").seed
 
 
 def test_video_shows_both_agents(undisturbed: tuple[Path, str]):
