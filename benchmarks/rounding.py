@@ -20,7 +20,6 @@ from lrp_compress.compression.pruning import ROUNDING
 from lrp_compress.config import LatencyConfig
 from lrp_compress.deployment.latency import Decision, measure_latency, onnx_decision, speedup
 from lrp_compress.deployment.onnx_models import save_float
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 
 CONFIG = LatencyConfig(rounds=40, decisions=100, warmup=10, threads=1, max_spread=1.0, max_rounds=40)
 HALF = {name: width // 2 for name, width in NATURE_WIDTHS.items()}
@@ -32,7 +31,7 @@ def decision(widths: dict[str, int], folder: Path) -> Decision:
     network = PolicyNetwork(widths, "policy", 6)
     path = folder / f"{'-'.join(map(str, widths.values()))}.onnx"
     save_float(path, Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(widths))))
-    return onnx_decision(OnnxPolicy(path), torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8))
+    return onnx_decision(path, torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8))
 
 
 def rounded(widths: dict[str, int], profile: str) -> dict[str, int]:

@@ -24,7 +24,6 @@ from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.config import LatencyConfig
 from lrp_compress.deployment.latency import Decision, measure_latency, onnx_decision, speedup
 from lrp_compress.deployment.onnx_models import save_float
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 
 CONFIG = LatencyConfig(rounds=20, decisions=100, warmup=10, threads=1, max_spread=0.03, max_rounds=80)
 KEPT = (0.7, 0.5, 0.3)  # of the channels of every layer
@@ -42,7 +41,7 @@ def decision(kept: float, folder: Path) -> Decision:
     path = folder / f"{kept}.onnx"
     info = AgentInfo("pong", "minimal", False, {}, all_channels(widths))
     save_float(path, Agent(PolicyNetwork(widths, "policy", 6), info))
-    return onnx_decision(OnnxPolicy(path), torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8))
+    return onnx_decision(path, torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ import ale_py.roms
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession(sys.argv[1])
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # int8 computes exactly, on every processor alike
+session = onnxruntime.InferenceSession(sys.argv[1], options)
 about = session.get_modelmeta().custom_metadata_map
 seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
 rng = np.random.default_rng(seed)

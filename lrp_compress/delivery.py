@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, save_agent
-from lrp_compress.atari.evaluation import Evaluation
+from lrp_compress.atari.evaluation import Evaluation, falls_below
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.learner import Progress
@@ -43,8 +43,11 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import read_json, stored, write_json
 from lrp_compress.metrics import TORCH
 from lrp_compress.progress import Pace, announced
+from lrp_compress.resume import FAILED
 from lrp_compress.seeding import stage_seed
 from lrp_compress.stages import Stages, agreeing
+
+logger = logging.getLogger(__name__)
 
 ENVS, EVERY = 16, 32  # games at once in the student's play; agent steps from one of its states to the next
 
@@ -120,6 +123,8 @@ class Delivery:
     def quantize(self, rollouts: Rollouts, evaluation: Evaluation) -> Int8 | None:
         """Make the student's int8 file; where its return falls below the student's, distil once more for it.
 
+        Of two files that one stays which scores more in games of other seeds: the games that are reported choose none.
+
         Parameters
         ----------
         rollouts : Rollouts
@@ -130,7 +135,7 @@ class Delivery:
         Returns
         -------
         Int8 or None
-            Of two files the one with the higher return; none if none is wanted.
+            None if none is wanted.
 
         Raises
         ------
@@ -141,11 +146,19 @@ class Delivery:
         if wanted.kind == "none":
             return None
         static = self._int8(self._student, "int8", distilled=False)
-        falls_below = static.evaluation.ci_high < evaluation.mean
-        if wanted.distill == "never" or (wanted.distill == "auto" and not falls_below):
+        seed = stage_seed(self._config.seed, "quantize", "compare")
+        if wanted.distill == "never" or (
+            wanted.distill == "auto"
+            and not falls_below(static.evaluation, evaluation, self._config.evaluate.confidence, seed)
+        ):
             return static
         distilled = self._int8(self._distill_for_int8(rollouts), "int8-distilled", distilled=True)
-        return max(static, distilled, key=lambda int8: int8.evaluation.mean)
+        return max(static, distilled, key=self._choosing_return)
+
+    def _choosing_return(self, int8: Int8) -> float:
+        path = int8.source.path
+        name = f"{path.parent.name}-choosing"
+        return self._stage.evaluate(int8.source.agent, name, OnnxPolicy(path).outputs, games="choose int8").mean
 
     def _int8(self, agent: Agent, name: str, distilled: bool) -> Int8:
         path = self._folder / name / "student-int8.onnx"
@@ -223,7 +236,7 @@ class Delivery:
         def make() -> dict[str, Latency]:
             decisions: dict[str, Decision] = {}
             for name, path in files.items():
-                decisions[name] = onnx_decision(OnnxPolicy(path), observation)
+                decisions[name] = onnx_decision(path, observation)
             for name, agent in agents.items():
                 decisions[TORCH + name] = torch_decision(agent.network, observation)
             return measure_latency(decisions, pairs, self._config.latency, stage_seed(self._config.seed, "latency"))
@@ -250,15 +263,13 @@ class Delivery:
     def export(self, files: Mapping[str, Path], int8: Int8 | None) -> dict[str, float]:
         """Write the student in all wanted formats, each compared with its network.
 
+        A format that cannot be written, or is not what it should be, is told in one line and keeps no other from being
+        written: by now the run has its result.
+
         Returns
         -------
         dict of str to float
-            ``export/FORMAT/FILE/agreement`` and the other deviations.
-
-        Raises
-        ------
-        UserError
-            If a file is not what it should be.
+            ``export/FORMAT/failed``, 0 or 1, and ``export/FORMAT/FILE/agreement`` and the other deviations.
         """
         if not self._config.export:
             return {}
@@ -266,14 +277,36 @@ class Delivery:
         folder = self._folder.parent / "export"
         values: dict[str, float] = {}
         for name in self._config.export:
-            written = announced(f"export {name}", functools.partial(EXPORTS[name].write, what, folder / name))
-            for file, deviation in written.items():
+            deviations = self._exported(name, what, folder / name)
+            values[f"export/{name}{FAILED}"] = float(deviations is None)
+            for file, deviation in (deviations or {}).items():
                 fields = dataclasses.asdict(deviation)
                 values |= {f"export/{name}/{file}/{field}": value for field, value in fields.items()}
-        self._stage.tracker.artifact(folder)
         return values
+
+    def _exported(self, name: str, what: Deliverable, folder: Path) -> dict[str, Deviation] | None:
+        """Write a format and give its deviations; None if that has failed."""
+        try:
+            deviations = stored(
+                self._folder / f"export-{name}.json",
+                lambda: EXPORTS[name].write(what, folder),
+                lambda path, made: write_json(path, {file: dataclasses.asdict(d) for file, d in made.items()}),
+                _load_deviations,
+                f"export {name}",
+            )
+        except Exception as error:  # converters raise what they like, and the result must not be lost with the export
+            foreseen = isinstance(error, UserError | OSError)
+            logger.error("export=%s failed: %s", name, " ".join(str(error).split()), exc_info=not foreseen)
+            return None
+        self._stage.tracker.artifact(folder, "export")
+        return deviations
 
 
 def _load_quantization(path: Path) -> Quantization:
     fields = read_json(path)
-    return Quantization(fields["way"], {name: Deviation(**d) for name, d in fields["deviations"].items()})
+    deviations = {name: Deviation(**d) for name, d in fields["deviations"].items()}
+    return Quantization(fields["way"], deviations, fields["default_session_differs"])
+
+
+def _load_deviations(path: Path) -> dict[str, Deviation]:
+    return {file: Deviation(**fields) for file, fields in read_json(path).items()}

@@ -169,7 +169,7 @@ def _measure(config: FirmwareConfig, firmware: Firmware) -> dict[str, float]:
         differing = int((outputs != wanted).any(axis=1).sum())
         raise UserError(
             f"{differing} of {len(outputs)} observations give other outputs than in onnxruntime (by up to "
-            f"{np.abs(outputs - wanted).max():.3g}); on a processor without VNNI it is onnxruntime that saturates"
+            f"{np.abs(outputs - wanted).max():.3g}); export the agent again, and report it if that changes nothing"
         )
     return {
         "board/flash_bytes": float(firmware.flash_bytes),

@@ -27,7 +27,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, file_digest
 from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
 from lrp_compress.progress import announced
-from lrp_compress.resume import STAGES, run_once
+from lrp_compress.resume import RESULT, STAGES, failures, run_once
 from lrp_compress.stages import Stages
 from lrp_compress.summary import file_table, result_table
 from lrp_compress.tracking.runs import check_store, training_view
@@ -80,11 +80,11 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
         evaluations["int8"], files["int8"] = int8.evaluation, int8.source.path
         metrics |= named("int8", int8_metrics(int8.quantization, files["int8"].stat().st_size, int8.distilled))
     latencies = delivery.measure(agents, files, rollouts)
-    metrics |= delivery.export(files, int8)
     metrics |= agent_metrics(agents, evaluations, latencies, delivery.cold_starts(files))
     metrics |= ratio_metrics(config, metrics, evaluations, latencies)
-    announced("publish", lambda: publish(config, agents, rollouts, evaluations, run_dir, tracker))
-    return metrics
+    if not (run_dir / RESULT).exists():  # else only an export is left to do
+        announced("publish", lambda: publish(config, agents, rollouts, evaluations, run_dir, tracker))
+    return metrics | delivery.export(files, int8)
 
 
 def preflight(config: Config) -> None:
@@ -131,6 +131,11 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     -------
     dict of str to float
         The final metrics.
+
+    Raises
+    ------
+    UserError
+        If an export has failed; the result is complete and shown all the same.
     """
     console = Console()
     teacher, digest = find_teacher(config)
@@ -152,6 +157,8 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
     if view := training_view(config.tracking):
         console.print(f"runs      {view}", soft_wrap=True)
+    if failed := failures(metrics):
+        raise UserError(f"{' and '.join(failed)} failed, all else is done; the same command repeats that alone")
     return metrics
 
 

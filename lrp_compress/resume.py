@@ -1,4 +1,4 @@
-"""The same command again: what has finished is shown, what has not is continued."""
+"""The same command again: what has finished is shown, what has not is continued, what failed beside it is repeated."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from lrp_compress.tracking.runs import open_run
 from lrp_compress.tracking.tracker import Tracker
 
 STAGES = "stages"  # folder of the finished stages, within a run's
+RESULT = "result.json"  # final metrics, within a run's folder
+FAILED = "/failed"  # ends the name of a metric that is 1 where something beside the result has failed
 
 
 def run_once(
@@ -46,13 +48,13 @@ def run_once(
     dict of str to float
         The final metrics.
     """
-    result, stamp = run_dir / "result.json", run_dir / "identity.json"
+    result, stamp = run_dir / RESULT, run_dir / "identity.json"
     identity = {"config_hash": config_hash(config), **identity}
     if config.force or not (stamp.exists() and read_json(stamp) == identity):
         result.unlink(missing_ok=True)
         shutil.rmtree(run_dir / STAGES, ignore_errors=True)
         write_json(stamp, identity)
-    if result.exists():
+    if result.exists() and not failures(read_json(result)):
         console.print(f"{config.run_name} has finished before; force=true runs it again.")
     else:
         with open_run(
@@ -61,6 +63,7 @@ def run_once(
             config_hash=identity["config_hash"],
             tags={"game": config.game.name, "run_dir": str(run_dir.resolve()), **tags},
             params=flatten(config),
+            again=result.exists(),
         ) as tracker:
             metrics = work(tracker)
             tracker.metrics(metrics)
@@ -68,3 +71,8 @@ def run_once(
         write_json(result, metrics)
     values: dict[str, float] = read_json(result)
     return values
+
+
+def failures(metrics: Mapping[str, float]) -> list[str]:
+    """Name what has failed beside a run's result, such as ``export/c``; the same command repeats it."""
+    return [name.removesuffix(FAILED) for name, value in metrics.items() if name.endswith(FAILED) and value]

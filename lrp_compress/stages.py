@@ -264,10 +264,13 @@ class Stages:
         self.tracker.metrics(values, step)
         return values
 
-    def evaluate(self, agent: Agent, name: str, outputs: Outputs | None = None) -> Evaluation:
-        """Play the evaluation episodes; the teacher's are shared by all runs that evaluate it the same way."""
+    def evaluate(self, agent: Agent, name: str, outputs: Outputs | None = None, games: str = "evaluate") -> Evaluation:
+        """Play the evaluation episodes; the teacher's are shared by all runs that evaluate it the same way.
+
+        Games of another name than the usual are as many, of other seeds.
+        """
         config = self.config
-        seed, how = stage_seed(config.seed, "evaluate"), config.evaluate
+        seed, how = stage_seed(config.seed, games), config.evaluate
         if name in UNDISTILLED:
             how = dataclasses.replace(how, episodes=min(how.episodes, how.pruned_episodes))
         path = self.folder / f"evaluation-{name}.json"

@@ -183,6 +183,26 @@ def evaluate(
     )
 
 
+def falls_below(lower: Evaluation, upper: Evaluation, confidence: float, seed: int) -> bool:
+    """Test whether an agent's mean return is below another's: a one-sided bootstrap interval of their difference.
+
+    Parameters
+    ----------
+    lower, upper : Evaluation
+        The agent that may be worse, and the other.
+    confidence : float
+        Coverage in (0, 1): agents that are alike are told apart in a share of ``1 - confidence`` of all cases.
+    seed : int
+        Seed of the 10,000 resamples (Efron & Tibshirani 1993, section 13.3).
+    """
+    rng = np.random.default_rng(seed)
+    ours, theirs = (
+        evaluation.returns[rng.integers(len(evaluation.episodes), size=(BOOTSTRAP_SAMPLES, len(evaluation.episodes)))]
+        for evaluation in (lower, upper)
+    )
+    return bool(np.quantile(ours.mean(axis=1) - theirs.mean(axis=1), confidence) < 0)
+
+
 @dataclass(frozen=True)
 class ReturnKept:
     """Share of the teacher's return above random play that the student keeps, with its bootstrap interval."""

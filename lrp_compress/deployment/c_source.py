@@ -125,8 +125,8 @@ def example_outputs(source: CSource, observations: NDArray[np.uint8]) -> Tensor:
 
 
 def _buffers(network: IntegerNetwork) -> tuple[int, int]:
-    """Bytes of the two buffers that the layers' outputs go to in turn."""
-    sizes = [layer.output_bytes for layer in network.layers]
+    """Bytes of the two buffers that the outputs of all layers but the head go to in turn."""
+    sizes = [layer.output_bytes for layer in network.layers[:-1]]
     return max(sizes[0::2]), max(sizes[1::2])
 
 
@@ -136,15 +136,14 @@ def _code(network: IntegerNetwork) -> Iterator[str]:
         yield from _layer(number, layer)
     for name, size in zip("ab", _buffers(network), strict=True):
         yield f"static _Alignas(4) uint8_t {name}[{size}];"
-    last = network.layers[-1]
     yield "\nvoid policy(const uint8_t observations[1][4][84][84], float outputs[1][POLICY_ACTIONS]) {"
     given = "observations[0][0][0]"
-    for number in range(len(network.layers)):
+    head = len(network.layers) - 1
+    for number in range(head):
         target = "ab"[number % 2]
         yield f"    compute(&layer{number}, {given}, {target});"
         given = target
-    value = f"(float)({given}[i] - {last.zero}) * {_float(network.scale)}"
-    yield f"    for (int i = 0; i < POLICY_ACTIONS; i++) outputs[0][i] = {value};"
+    yield f"    compute_head(&layer{head}, {given}, outputs[0]);"
     yield "}"
 
 

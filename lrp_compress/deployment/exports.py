@@ -152,8 +152,8 @@ def export_c_code(what: Deliverable, folder: Path) -> dict[str, Deviation]:
     found = deviation(computed, OnnxPolicy(what.int8.path).outputs(what.held_out))
     if found.max_difference:
         raise UserError(
-            f"export=c: an output of {folder} differs from {what.int8.path.name}'s by {found.max_difference:g}; on a "
-            f"processor without VNNI instructions ONNX Runtime's int8 saturates, and no comparison is possible"
+            f"export=c: an output of {folder} differs from {what.int8.path.name}'s by {found.max_difference:g}; try "
+            f"another compiler, by CC=NAME"
         )
     return {"int8": found}
 

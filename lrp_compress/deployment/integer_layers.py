@@ -36,9 +36,10 @@ class IntegerLayer:
     bias : ndarray of int32, shape (4 * blocks,)
         With the input's zero point worked in.
     scale : ndarray of float32, shape (4 * blocks,)
-        Input's scale times weights' scale over output's scale, as onnxruntime computes it.
+        Input's scale times weights' scale over output's scale, as onnxruntime computes it; the head's outputs are
+        float32, of scale 1.
     zero : int
-        The output's zero point.
+        The output's zero point; 0 for the head.
     """
 
     height: int
@@ -66,15 +67,12 @@ class IntegerNetwork:
     Attributes
     ----------
     layers : list of IntegerLayer
-        From the observation, uint8 (4, 84, 84), to the quantised outputs.
-    scale : float
-        Of the outputs: ``(value - zero point) * scale``.
+        From the observation, uint8 (4, 84, 84), to the head, the only one whose outputs are float32.
     metadata : dict of str to str
         What the file says of the agent.
     """
 
     layers: list[IntegerLayer]
-    scale: np.float32
     metadata: dict[str, str]
 
 
@@ -84,8 +82,8 @@ def read_int8(path: Path) -> IntegerNetwork:
     Parameters
     ----------
     path : Path
-        In the format ``int8 QOperator``: input ``observations``, uint8 (N, 4, 84, 84), scale 1/255; convolutions, dense
-        layers, and a last DequantizeLinear.
+        In the format ``int8 QOperator``: input ``observations``, uint8 (N, 4, 84, 84), scale 1/255; convolutions and
+        dense layers, of which the last gives float32.
 
     Returns
     -------
@@ -129,11 +127,13 @@ def _network(graph: onnx.GraphProto, metadata: dict[str, str]) -> IntegerNetwork
         elif node.op_type == "QGemm":
             layers.append(_dense(values, attributes, shape))
             shape = (layers[-1].channels, 1, 1)
+            if node.output[0] == graph.output[0].name:
+                return IntegerNetwork(layers, metadata)
         elif node.op_type == "DequantizeLinear":
-            return IntegerNetwork(layers, np.float32(values[1]), metadata)
+            raise ValueError("its outputs are rounded to 8 bits, as in earlier versions; export the agent again")
         elif node.op_type not in ("Flatten", "Reshape"):
             raise ValueError(f"the operator {node.op_type} is not known")
-    raise ValueError("its output is not dequantised")
+    raise ValueError("its last layer is not dense")
 
 
 def _convolution(
@@ -165,7 +165,8 @@ def _convolution(
 
 
 def _dense(values: list[Any], attributes: dict[str, Any], shape: tuple[int, int, int]) -> IntegerLayer:
-    _, input_scale, input_zero, weights, weight_scale, weight_zero, bias, scale, zero = values
+    _, input_scale, input_zero, weights, weight_scale, weight_zero, bias, *output = values
+    scale, zero = output or (1.0, 0)
     weights = weights if attributes.get("transB", 0) else weights.T
     if weight_zero.any() or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
         raise ValueError("a dense layer is transposed or scaled, or its weights have a zero point other than 0")

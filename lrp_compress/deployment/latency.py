@@ -27,6 +27,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -125,9 +126,23 @@ def torch_decision(network: PolicyNetwork, observation: Tensor) -> Decision:
     return lambda: int(copied(ready).argmax())
 
 
-def onnx_decision(policy: OnnxPolicy, observation: Tensor) -> Decision:
-    """Let a file decide in ONNX Runtime; parameters and errors as in `torch_decision`."""
-    ready = _checked(observation).numpy()
+def onnx_decision(path: Path, observation: Tensor) -> Decision:
+    """Let a file decide in ONNX Runtime's default session, as a device runs it: fast before exact.
+
+    Parameters
+    ----------
+    path : Path
+        A file that `OnnxPolicy` takes.
+    observation : Tensor of uint8, shape (1, 4, 84, 84)
+
+    Raises
+    ------
+    UserError
+        If the file is missing, corrupt, or of another kind.
+    ValueError
+        If the observation is of another shape or type.
+    """
+    ready, policy = _checked(observation).numpy(), OnnxPolicy(path, exact=False)
     return lambda: int(policy.run(ready).argmax())
 
 

@@ -51,7 +51,7 @@ def save_int8(
     """Quantise an agent and write it as int8 ONNX, atomically.
 
     Weights become int8, symmetric about 0; activations uint8 between the smallest and the largest value seen. The
-    input is taken as it is, with a scale of exactly 1/255.
+    input is taken as it is, with a scale of exactly 1/255; the head's integer sums become float32 outputs, unrounded.
 
     Parameters
     ----------
@@ -83,6 +83,7 @@ def save_int8(
         )
         model = onnx.load(quantised)
     _take_pixels(model.graph)
+    _give_floats(model.graph)
     _save(path, model, agent, "int8 QOperator" if operators else "int8 QDQ")
 
 
@@ -155,6 +156,25 @@ def _take_pixels(graph: onnx.GraphProto) -> None:
     graph.node.remove(first)
     graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
     for info in [info for info in graph.value_info if info.name in (INPUT, first.output[0])]:
+        graph.value_info.remove(info)
+
+
+def _give_floats(graph: onnx.GraphProto) -> None:
+    """Let the head of a quantised graph give its outputs in float32, in place of rounding them to uint8 first."""
+    makers = {node.output[0]: node for node in graph.node}
+    dequantize = makers[OUTPUT]
+    head = makers[dequantize.input[0]]
+    graph.node.remove(dequantize)
+    if head.op_type == "QuantizeLinear":
+        graph.node.remove(head)
+        head = makers[head.input[0]]
+    else:  # QGemm: without the scale and zero point of its output that is float32
+        del head.input[7:]
+    head.output[0] = OUTPUT
+    used = {name for node in graph.node for name in (*node.input, *node.output)}
+    for constant in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(constant)
+    for info in [info for info in graph.value_info if info.name not in used]:
         graph.value_info.remove(info)
 
 

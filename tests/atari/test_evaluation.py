@@ -22,6 +22,7 @@ from lrp_compress.atari.evaluation import (
     Evaluation,
     bootstrap_interval,
     evaluate,
+    falls_below,
     human_normalised,
     interquartile_mean,
     load_evaluation,
@@ -229,6 +230,22 @@ def test_human_normalised_score():
     assert human_normalised(59.3, GAME) == pytest.approx(2)
     for game in (dataclasses.replace(GAME, random_score=None), dataclasses.replace(GAME, human_score=None)):
         assert math.isnan(human_normalised(30.0, game))
+
+
+def test_agents_that_are_alike_seldom_fall_below_each_other():
+    rng = np.random.default_rng(0)
+    alike = [falls_below(*(made(list(rng.normal(100, 30, 60))) for _ in range(2)), 0.95, trial) for trial in range(400)]
+    assert 0.02 < np.mean(alike) < 0.08  # one in twenty
+    worse = [
+        falls_below(made(list(rng.normal(75, 30, 60))), made(list(rng.normal(100, 30, 60))), 0.95, trial)
+        for trial in range(50)
+    ]
+    assert np.mean(worse) > 0.95
+    better = [
+        falls_below(made(list(rng.normal(125, 30, 60))), made(list(rng.normal(100, 30, 60))), 0.95, trial)
+        for trial in range(50)
+    ]
+    assert not any(better)
 
 
 def test_return_kept():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.evaluation import load_evaluation
+from lrp_compress.atari.evaluation import Evaluation, load_evaluation
 from lrp_compress.config import TrackingConfig
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.reporting.records import find_runs
@@ -159,6 +159,7 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
     for figure in (*figures[:4], *figures[6:], "return_kept", "agreement", "speedup", "load_ms", "memory_bytes"):
         assert f"int8/{figure}" in metrics
     assert metrics["int8/distilled"] in (0, 1)
+    assert 0 <= metrics["int8/default_session_differs"] <= 1
     assert metrics["int8/compression"] == metrics["teacher/size_bytes"] / metrics["int8/size_bytes"]
     assert metrics["export/onnx/float32/max_difference"] < 1e-3
     assert {"student/torch_speedup", "teacher/latency_cpu_p50_ms", "int8/distill_loss"} <= set(metrics)
@@ -193,9 +194,14 @@ def test_files_decide_as_the_student(undisturbed: tuple[Path, str]):
     int8 = run_dir / "export" / "onnx" / "student-int8.onnx"
     metrics = json.loads((run_dir / "result.json").read_text())
     assert int8.stat().st_size == metrics["int8/size_bytes"] < 0.3 * metrics["student/size_bytes"]
-    stages = ("int8", "int8-distilled")
-    returns = [load_evaluation(run_dir / "stages" / f"evaluation-{name}.json").mean for name in stages]
-    assert metrics["int8/return_mean"] == max(returns)
+
+    def evaluated(name: str) -> Evaluation:
+        return load_evaluation(run_dir / "stages" / f"evaluation-{name}.json")
+
+    chosen = max("int8", "int8-distilled", key=lambda name: evaluated(f"{name}-choosing").mean)
+    assert metrics["int8/distilled"] == (chosen == "int8-distilled")
+    assert metrics["int8/return_mean"] == evaluated(chosen).mean
+    assert evaluated(chosen).seed == evaluated("student").seed != evaluated(f"{chosen}-choosing").seed
 
 
 def test_video_shows_both_agents(undisturbed: tuple[Path, str]):
@@ -323,6 +329,39 @@ def test_a_job_that_fails_in_another_process_does_not_cost_the_report(forks: For
     assert done.stderr.splitlines()[-1] == "error: agent file nowhere.safetensors does not exist"
     (report,) = (tmp_path / "multirun").glob("*/report.html")
     assert "breakout-weight_l1" in report.read_text()
+
+
+def test_a_failed_export_costs_no_result_and_is_repeated_alone(forks: Forks, tmp_path: Path):
+    own = tmp_path / "own"
+    blocked = own / "export" / "onnx"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()
+    job = [*SMALL, *UNDISTILLED[:-1], "criterion=weight_l1", "prune.evaluate=false", f"hydra.run.dir={own}"]
+    done = forks.run("lrp_compress", job, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: export/onnx failed, all else is done")
+    assert f"export=onnx failed: [Errno 17] File exists: '{blocked}'" in done.stdout
+    assert "return kept" in done.stdout
+    first = json.loads((own / "result.json").read_text())
+    assert first["export/onnx/failed"] == 1
+    assert first["student/return_mean"] == load_evaluation(own / "stages" / "evaluation-student.json").mean
+    (run,) = runs(tmp_path)
+    assert (run.info.status, run.data.metrics["export/onnx/failed"]) == ("FINISHED", 1)
+    others = [path for folder in ("stages", "figures") for path in (own / folder).rglob("*") if path.is_file()]
+    made = {path: path.stat().st_mtime_ns for path in others if "channels-step" not in path.name}
+
+    blocked.unlink()
+    done = forks.run("lrp_compress", job, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "has finished before" not in done.stdout
+    assert (blocked / "student.onnx").is_file()
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    second = json.loads((own / "result.json").read_text())
+    assert second["export/onnx/failed"] == 0
+    assert first.items() - second.items() == {("export/onnx/failed", 1.0)}
+    (run,) = runs(tmp_path)
+    assert (run.info.status, run.data.metrics["export/onnx/failed"]) == ("FINISHED", 0)
+    assert "has finished before" in forks.run("lrp_compress", job, tmp_path).stdout
 
 
 def save_untrained(path: Path, seed: int) -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.inference import fast_outputs
-from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.networks import CONV_GEOMETRY, PolicyNetwork, fold_dueling
 from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.rollouts import collect_rollouts
 from lrp_compress.compression.quantization import full_precision, quantization_aware, quantize_static
 from lrp_compress.config import RolloutsConfig
+from lrp_compress.deployment.deviation import deviation
 from lrp_compress.deployment.onnx_models import save_int8
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 
@@ -53,6 +53,8 @@ def test_the_nearer_file_is_kept(tmp_path: Path, play: NDArray[np.uint8]) -> Non
     assert made.chosen.error == min(deviation.error for deviation in made.deviations.values())
     outputs = OnnxPolicy(tmp_path / "agent.onnx").outputs(play[48:])
     reference = own.network(torch.from_numpy(play[48:])).detach()
+    default = OnnxPolicy(tmp_path / "agent.onnx", exact=False).outputs(play[48:])
+    assert made.default_session_differs == pytest.approx(1 - float((default == outputs).all(1).float().mean()))
     assert (outputs - reference).abs().max().item() == pytest.approx(made.chosen.max_difference, rel=1e-3)
 
 
@@ -65,18 +67,30 @@ def test_the_aware_network_computes_what_the_int8_file_does(tmp_path: Path, play
         for _ in range(3):
             fast_outputs(aware, observations)  # sees the ranges
     aware.eval()
-    simulated = fast_outputs(aware, observations).detach()
     exact = own.network(observations).detach()
     save_int8(tmp_path / "agent.onnx", own, play, per_channel=True)
     real = OnnxPolicy(tmp_path / "agent.onnx").outputs(play)
-    step = (aware.head.output_range.high - aware.head.output_range.low) / 255
+    rounding = deviation(exact, real).error
+    assert deviation(fast_outputs(aware, observations).detach(), real).error < 0.7 * rounding
+    for name, largest in largest_activations(own.network, play).items():
+        seen = getattr(aware, f"{name}_relu").range.high
+        assert seen.item() == pytest.approx(largest, rel=0.02)
+        seen.fill_(largest)
+    # The same ranges, the same grid: what is left are sums that fall on the other side of the middle between two steps.
+    assert deviation(fast_outputs(aware, observations).detach(), real).error < 0.1 * rounding
 
-    def same(outputs: Tensor) -> float:
-        """Share of the outputs that are on the file's value of the grid."""
-        return float(((outputs - real).abs() < step / 2).float().mean())
 
-    # the states differ by few steps, so that what is left falls on the other side of the middle between two
-    assert same(simulated) > same(exact) + 0.05
+def largest_activations(network: PolicyNetwork, play: NDArray[np.uint8]) -> dict[str, float]:
+    """Upper ends of the ranges that `save_int8` sets: of the float32 network, where one state has a white pixel."""
+    calibration = torch.from_numpy(play).clone()
+    calibration[0, 0, 0, 0] = 255
+    folded, found = fold_dueling(network), {}
+    for name in (*CONV_GEOMETRY, *folded.dense_layers):
+        relu = getattr(folded, f"{name}_relu")
+        relu.register_forward_hook(lambda _, inputs, output, name=name: found.update({name: output.max().item()}))
+    with torch.no_grad():
+        folded(calibration)
+    return found
 
 
 def test_gradients_pass_the_rounding_and_ranges_follow(play: NDArray[np.uint8]) -> None:

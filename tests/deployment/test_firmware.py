@@ -171,6 +171,16 @@ def test_files_of_other_kinds_are_refused(int8_file: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"bare\.onnx does not state its actions, game, head"):
         export_c(tmp_path / "bare.onnx", tmp_path)
     onnx.helper.set_model_props(model, {"format": "int8 QOperator", "game": "pong", "head": "q", "actions": "6"})
+    head, constants = model.graph.node[-1], {"scale": np.array(0.1, np.float32), "zero": np.array(128, np.uint8)}
+    head.input.extend(constants)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in constants.items())
+    head.output[0] = "rounded"
+    model.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["rounded", *constants], ["outputs"]))
+    onnx.save(model, tmp_path / "older.onnx")
+    with pytest.raises(
+        UserError, match=r"older\.onnx .*rounded to 8 bits, as in earlier versions; export the agent ag"
+    ):
+        export_c(tmp_path / "older.onnx", tmp_path)
     model.graph.node[0].op_type, model.graph.node[0].domain = "ConvInteger", ""
     del model.graph.node[0].input[4:]
     onnx.save(model, tmp_path / "other.onnx")

@@ -28,7 +28,6 @@ from lrp_compress.deployment.latency import (
     turn_orders,
 )
 from lrp_compress.deployment.onnx_models import save_float
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 
 CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1, max_spread=0.2, max_rounds=9)
 OBSERVATION = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
@@ -123,7 +122,7 @@ def test_networks_and_files_are_measured_and_left_as_they_were(tmp_path: Path) -
     network = small_network()
     info = AgentInfo("pong", "minimal", False, {}, all_channels(network.widths))
     save_float(tmp_path / "a.onnx", Agent(network, info))
-    by_file = onnx_decision(OnnxPolicy(tmp_path / "a.onnx"), OBSERVATION)
+    by_file = onnx_decision(tmp_path / "a.onnx", OBSERVATION)
     assert by_file() == deciding(network)()
     result = measure_latency({"a": deciding(network), "b": by_file}, [], CONFIG, seed=0)
     assert list(result) == ["a", "b"]

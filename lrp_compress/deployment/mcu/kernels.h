@@ -14,8 +14,8 @@ typedef struct {
     const uint16_t *row;         /* [rows] where in the input each starts */
     const int8_t *weights;       /* [channels/4 rounded up][rows][run/4][4 channels][4]; zeros beyond what there is */
     const int32_t *bias;         /* [channels rounded up to 4] with the input's zero point worked in */
-    const float *scale;          /* [channels rounded up to 4] input's scale x weights' / output's */
-    int zero;                    /* the output's zero point */
+    const float *scale;          /* [channels rounded up to 4] input's scale x weights' / output's, 1 for the head's */
+    int zero;                    /* the output's zero point; unused in the head */
 } layer;
 
 static inline uint8_t requantised(int32_t sum, float scale, int zero) {
@@ -68,19 +68,38 @@ static inline const int8_t *add_row(const uint8_t *in, int run, const int8_t *we
 }
 #endif
 
-/* Computes a layer. Up to 3 bytes behind the last output are written too, and up to 3 behind the input read, to no
- * effect: the weights there are zeros. */
+/* The sums of four channels of a layer at one place of its input; returns the weights of the next four. Up to 3 bytes
+ * behind the input are read, to no effect: the weights there are zeros. */
+static inline __attribute__((always_inline)) const int8_t *sum_up(const layer *l, int channel, const uint8_t *place,
+                                                                  const int8_t *weights, int32_t sum[4]) {
+    memcpy(sum, l->bias + channel, 4 * sizeof *sum);
+    for (int i = 0; i < l->rows; i++) weights = add_row(place + l->row[i], l->run, weights, sum);
+    return weights;
+}
+
+/* Computes a layer. Up to 3 bytes behind the last output are written too. */
 static inline __attribute__((always_inline)) void compute(const layer *l, const uint8_t *in, uint8_t *out) {
     for (int y = 0; y < l->height; y++)
         for (int x = 0; x < l->width; x++, out += l->channels) {
             const uint8_t *place = in + y * l->step_y + x * l->step_x;
             const int8_t *weights = l->weights;
             for (int channel = 0; channel < l->channels; channel += 4) {
-                int32_t sum[4] = {l->bias[channel], l->bias[channel + 1], l->bias[channel + 2], l->bias[channel + 3]};
-                for (int i = 0; i < l->rows; i++) weights = add_row(place + l->row[i], l->run, weights, sum);
+                int32_t sum[4];
+                weights = sum_up(l, channel, place, weights, sum);
                 for (int i = 0; i < 4; i++) out[channel + i] = requantised(sum[i], l->scale[channel + i], l->zero);
             }
         }
+}
+
+/* Computes the last layer, a dense one whose outputs stay float. */
+static inline __attribute__((always_inline)) void compute_head(const layer *l, const uint8_t *in, float *out) {
+    const int8_t *weights = l->weights;
+    for (int channel = 0; channel < l->channels; channel += 4) {
+        int32_t sum[4];
+        weights = sum_up(l, channel, in, weights, sum);
+        for (int i = 0; i < 4 && channel + i < l->channels; i++)
+            out[channel + i] = (float)sum[i] * l->scale[channel + i];
+    }
 }
 
 #endif
