@@ -186,7 +186,9 @@ class _EnvRecord:
 
     def __init__(self, quota: int) -> None:
         self.quota = quota
-        self.frames: list[NDArray[np.uint8]] = []
+        # in one piece, of which only what is written takes memory: thousands of small arrays would keep the freed
+        # observations between them from being used again
+        self._frames = np.empty((quota * STACK, 84, 84), np.uint8)
         self.starts: list[int] = []
         self.outputs: list[Tensor] = []
         self.episodes: list[int] = []
@@ -198,22 +200,26 @@ class _EnvRecord:
         wanted = wanted and len(self.starts) < self.quota
         if wanted:
             new = stack[-1:] if self._adjoining and not first else stack
-            self.frames.append(new.copy())
+            self._frames[self._count : self._count + len(new)] = new
             self._count += len(new)
             self.starts.append(self._count - STACK)
             self.outputs.append(outputs)
             self.episodes.append(self.episode)
         self._adjoining = wanted
 
+    @property
+    def frames(self) -> NDArray[np.uint8]:
+        return self._frames[: self._count]
+
 
 def _join(players: list[_EnvRecord], states: int, protocol: str, seed: int) -> Rollouts:
     frames, starts, episodes = [], [], []
     frame_offset = episode_offset = 0
     for player in players:
-        frames += player.frames
+        frames.append(player.frames)
         starts += [start + frame_offset for start in player.starts]
         episodes += [episode + episode_offset for episode in player.episodes]
-        frame_offset += sum(len(part) for part in player.frames)
+        frame_offset += len(player.frames)
         episode_offset += player.episode + 1
     # thin out evenly: dropping the surplus at the end would drop the last environment's
     pick = np.linspace(0, len(starts) - 1, states).round().astype(np.int64)
