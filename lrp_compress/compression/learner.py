@@ -26,7 +26,7 @@ from lrp_compress.files import atomic_path
 FIRST_STEPS = 4096
 FIRST_SHARE = 0.05
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
-LEARNING_RATES = {"policy": 1e-3, "q": 3e-4, "dueling": 3e-4}
+LEARNING_RATES = {"policy": 2e-3, "q": 3e-4, "dueling": 3e-4}
 # Gradient steps in which the learning rate rises, in short runs a share of all: Adam's first ones undo a repair.
 WARM_UP = 100
 WARM_UP_SHARE = 0.05

@@ -37,6 +37,7 @@ SMALL = [
     "rollouts={states: 128, envs: 4, every: 2}",
     "criterion.states=32",
     "criterion.batch_size=16",
+    "repair.strength=0.1",
     # a set precision, because a measured one may differ from run to run
     "distill={samples: 6000, step_samples: 1000, envs: 8, replay_states: 4096, precision: float32}",
     "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1200}",
@@ -113,8 +114,8 @@ def test_says_when_a_stage_begins_and_ends(undisturbed: tuple[Path, str]):
     assert printed.startswith(log)
     begun, done = (re.findall(rf"^\S+ \S+ (.*): {word}", log, re.MULTILINE) for word in ("begins", "done in"))
     assert sorted(begun) == sorted(done)
-    steps = [f"{stage}, step {step}" for step in (1, 2) for stage in ("score", "plan", "prune", "distill")]
-    agents = [f"evaluate {name}" for name in ("teacher", "pruned", "student")]
+    steps = [f"{stage}, step {step}" for step in (1, 2) for stage in ("score", "plan", "prune", "repair", "distill")]
+    agents = [f"evaluate {name}" for name in ("teacher", "pruned", "repaired", "student")]
     assert [stage for stage in done if stage in steps + agents] == steps + agents
     assert {"rollouts", "quantize int8", "distill for int8", "latency", "export onnx", "publish"} < set(done)
     for figure in (r"distill, step 2: .*, agreement \d", r"evaluate student: .*, return -?\d.*, 2 games", "speedup"):
@@ -132,12 +133,16 @@ def test_student_file_is_the_pruned_teacher(undisturbed: tuple[Path, str]):
 
 def test_distillation_moved_the_student(undisturbed: tuple[Path, str]):
     step = run_folder(undisturbed[0]) / "stages" / "step-2"
-    pruned, student = (load_agent(step / f"{name}.safetensors").network for name in ("pruned", "student"))
-    assert pruned.widths == student.widths
-    assert not student.conv1.weight.equal(pruned.conv1.weight)
+    pruned, repaired, student = (
+        load_agent(step / f"{name}.safetensors").network for name in ("pruned", "repaired", "student")
+    )
+    assert pruned.widths == repaired.widths == student.widths
+    assert repaired.conv1.weight.equal(pruned.conv1.weight)  # it lost no input
+    assert not repaired.conv2.weight.equal(pruned.conv2.weight)
+    assert not student.conv1.weight.equal(repaired.conv1.weight)
     curve = json.loads((step / "distillation.json").read_text())["curve"]
     assert curve[-1]["samples"] >= 6000
-    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert min(check["held_out_loss"] for check in curve) < curve[0]["held_out_loss"]
 
 
 def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
@@ -152,7 +157,7 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
     assert run.data.params["distill.loss"] == "kl"
     figures = ["return_mean", "return_ci_low", "return_ci_high", "return_human_normalised", "params", "macs"]
     figures += ["size_bytes", "latency_p50_ms", "latency_p99_ms"]
-    for agent in ("teacher", "pruned", "student"):
+    for agent in ("teacher", "pruned", "repaired", "student"):
         for figure in figures:
             assert f"{agent}/{figure}" in run.data.metrics
     metrics = run.data.metrics
@@ -253,8 +258,8 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(
 ):
     for sign, delay in (
         ("breakout-*/identity.json", 0.1),  # rollouts
-        ("breakout-*/stages/step-1/scores.json", 0.0),  # pruning
-        ("breakout-*/stages/step-1/pruned.safetensors", 0.5),  # distillation
+        ("breakout-*/stages/step-1/pruned.safetensors", 0.0),  # repair
+        ("breakout-*/stages/step-1/repaired.safetensors", 0.5),  # distillation
         ("breakout-*/stages/step-2/student.safetensors", 0.3),  # evaluation
     ):
         kill_when(tmp_path, sign, delay)
