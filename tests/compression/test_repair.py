@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lrp_compress.agents.checkpoints import all_channels, load_agent
@@ -14,6 +17,7 @@ from lrp_compress.agents.networks import CONV3_AREA, PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
+from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
@@ -110,6 +114,29 @@ def test_every_shipped_agent_comes_nearer_to_its_teacher(game: str) -> None:
         assert set(result.strengths.values()) <= set(STRENGTHS)
         lost, left = (kl(batched_outputs(net, judged), wanted, temperature) for net in (pruned, result.network))
         assert left < (lost if ratio > 0.5 else 0.5 * lost)
+
+
+def test_the_default_criterion_beats_chance_before_and_after_repair() -> None:
+    """On Breakout, where other composites choose worse than chance; `benchmarks/criteria.py` compares all."""
+    teacher, play = load_agent(teachers_dir() / "breakout.safetensors").network, played("breakout", 640)
+    default: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / "criterion" / "lrp.yaml"))
+    how = CriterionConfig(**default | {"states": 64})
+    out = held_out_games(play.episodes, 1 / 5)
+    seen, judged = (play.observations(chosen.nonzero().flatten()) for chosen in (~out, out))
+    training = lessons(teacher, seen, 0)
+
+    def divergences(how: CriterionConfig, seed: int) -> Tensor:
+        scores = score_channels(teacher, seen, play.outputs[~out], how, seed)
+        prune = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True)
+        plan = plan_pruning(scores, teacher, teacher.widths, all_channels(teacher.widths), prune, 0.5)
+        pruned = apply_pruning(teacher, plan)
+        repaired = repair(pruned, plan.kept_original, training, (), strength=0.1).network
+        return torch.stack(
+            [kl(batched_outputs(network, judged), play.outputs[out], 1.0) for network in (pruned, repaired)]
+        )
+
+    chance = torch.stack([divergences(dataclasses.replace(how, name="random"), seed) for seed in range(3)])
+    assert (divergences(how, 0) < chance.mean(0)).all()
 
 
 def test_whole_games_are_held_out() -> None:
