@@ -61,6 +61,12 @@ def zplus(rules: ModuleType, layer: str) -> Rule:
     return rules.ZPlus(EPSILON)
 
 
+@COMPOSITES.register("zplus_epsilon")
+def zplus_epsilon(rules: ModuleType, layer: str) -> Rule:
+    """z+ rule in all hidden layers, epsilon rule in the head, whose outputs' negative parts decide between actions."""
+    return rules.Epsilon(EPSILON) if layer == "head" else rules.ZPlus(EPSILON)
+
+
 @COMPOSITES.register("epsilon_gamma_box")
 def epsilon_gamma_box(rules: ModuleType, layer: str) -> Rule:
     """Box rule for the pixels, gamma rule in the other convolutions, epsilon rule in dense layers and the head."""

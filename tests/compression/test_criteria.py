@@ -11,12 +11,13 @@ from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.compression.attribution import relevance
 from lrp_compress.compression.criteria import CRITERIA, score_channels
+from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.config import CriterionConfig
 from lrp_compress.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 16}
-WITH_STATES = ["activation", "apoz", "lrp", "taylor"]
+WITH_STATES = ["activation", "apoz", "fisher", "lrp", "taylor"]
 
 
 def small_network(head: str = "q", seed: int = 3) -> PolicyNetwork:
@@ -94,6 +95,32 @@ def test_taylor_by_hand_on_the_last_layer(frames):
     torch.testing.assert_close(scores, expected / expected.sum(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("head", ["q", "policy", "dueling"])
+def test_fisher_is_the_curvature_of_the_divergence(frames, head):
+    """By finite differences: what the KL divergence from the policy is after each channel was scaled by 1 + t."""
+    network, states = small_network(head).double(), frames[::10]
+    images = states.double() / 255
+    with torch.no_grad():
+        outputs = network(images)
+        temperature = default_temperature(head, outputs)
+
+        def divergence(layer, channel, factor):
+            def scale(module, inputs, maps):
+                return maps.index_copy(1, torch.tensor([channel]), factor * maps[:, [channel]])
+
+            hook = getattr(network, f"{layer}_relu").register_forward_hook(scale)
+            result = kl(network(images), outputs, temperature)
+            hook.remove()
+            return result
+
+        scores = score_channels(network, states, outputs, settings("fisher"), 0).scores
+        for layer, width in network.widths.items():
+            curvature = torch.stack([sum(divergence(layer, i, 1 + t) for t in (1e-4, -1e-4)) for i in range(width)])
+            if layer == "value_fc1":  # moves all Q-values alike, and so no policy
+                curvature.fill_(1)
+            torch.testing.assert_close(scores[layer], (curvature / curvature.sum()).float(), rtol=1e-2, atol=1e-5)
+
+
 def test_activation_and_apoz_by_hand(frames):
     network = small_network()
     with torch.no_grad():
@@ -128,7 +155,7 @@ def test_states_are_spread_evenly(frames):
         assert torch.equal(few.scores[layer], same.scores[layer])
 
 
-@pytest.mark.parametrize("name", ["lrp", "taylor", "activation", "apoz", "weight_l1", "weight_l2"])
+@pytest.mark.parametrize("name", ["lrp", "taylor", "fisher", "activation", "apoz", "weight_l1", "weight_l2"])
 @pytest.mark.parametrize("composite", ["gamma", "epsilon_gamma_box"])
 def test_a_dead_channel_comes_last(frames, name, composite):
     network = small_network()
@@ -167,12 +194,12 @@ def test_the_teacher_chooses_what_is_explained(frames):
     assert not torch.allclose(own["fc1"], opposite["fc1"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["lrp", "taylor", "activation", "weight_l1"])
+@pytest.mark.parametrize("name", ["lrp", "taylor", "fisher", "activation", "weight_l1"])
 def test_not_a_number_is_reported_with_its_layer(frames, name):
     network = small_network()
     with torch.no_grad():
         network.fc1.weight[3] = float("nan")
-    layer = "conv1" if name in ("lrp", "taylor") else "fc1"
+    layer = "conv1" if name in ("lrp", "taylor", "fisher") else "fc1"
     with pytest.raises(
         UserError, match=rf"criterion.name={name} gives \d+ of \d+ scores of layer {layer} that are not"
     ):

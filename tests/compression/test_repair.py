@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from lrp_compress.agents.checkpoints import all_channels, load_agent
@@ -14,6 +17,7 @@ from lrp_compress.agents.networks import CONV3_AREA, PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
+from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
@@ -110,6 +114,25 @@ def test_every_shipped_agent_comes_nearer_to_its_teacher(game: str) -> None:
         assert set(result.strengths.values()) <= set(STRENGTHS)
         lost, left = (kl(batched_outputs(net, judged), wanted, temperature) for net in (pruned, result.network))
         assert left < (lost if ratio > 0.5 else 0.5 * lost)
+
+
+def test_the_default_criterion_beats_chance_where_chance_is_hard_to_beat() -> None:
+    """After repair on Breakout, the agent on which most criteria lose to chance before it."""
+    teacher, play = load_agent(teachers_dir() / "breakout.safetensors").network, played("breakout", 640)
+    default: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(conf_dir() / "criterion" / "lrp.yaml"))
+    how = CriterionConfig(**default | {"states": 64})
+    seen, judged = (play.part(chosen) for chosen in (~play.held_out(1 / 5), play.held_out(1 / 5)))
+    training = lessons(teacher, seen.observations, 0)
+
+    def divergence(how: CriterionConfig, seed: int) -> float:
+        scores = score_channels(teacher, seen.observations, seen.outputs, how, seed)
+        prune = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True)
+        plan = plan_pruning(scores, teacher, teacher.widths, all_channels(teacher.widths), prune, 0.5)
+        repaired = repair(apply_pruning(teacher, plan), plan.kept_original, training, (), strength=0.1).network
+        return kl(batched_outputs(repaired, judged.observations), judged.outputs, 1.0).item()
+
+    chance = [divergence(dataclasses.replace(how, name="random"), seed) for seed in range(3)]
+    assert divergence(how, 0) < min(chance)
 
 
 def test_the_network_itself_is_left_alone(states: Tensor) -> None:
