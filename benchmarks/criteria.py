@@ -74,10 +74,6 @@ def play(agent: Agent, game: str, states: int, seed: int, folder: Path) -> Rollo
     return load_rollouts(path, config.protocol, seed)
 
 
-def observations(rollouts: Rollouts, chosen: Tensor) -> Tensor:
-    return rollouts.observations(chosen.nonzero().flatten())
-
-
 class Judge:
     """Compares networks with a teacher in states of games that no criterion and no repair has seen."""
 
