@@ -26,7 +26,6 @@ from statistics import fmean
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
 from lrp_compress.agents.inference import batched_outputs
