@@ -24,7 +24,7 @@ def _return(value: float) -> str:
 
 
 def _percent(value: float) -> str:
-    return f"{value * 100:.1f} %"
+    return f"{value * 100:.1f} %" if abs(value) < 100 else f"{value * 100:.0f} %"
 
 
 def _count(value: float) -> str:
@@ -47,10 +47,16 @@ def _factor(value: float) -> str:
     return f"{value:.2f} x"
 
 
+def _nats(value: float) -> str:
+    return f"{value:.2g}"
+
+
 INTERVAL = "  {confidence:.4g} % interval"
 ROWS: Rows = (
     ("return mean", ("return_mean",), _return),
-    (INTERVAL, ("return_ci_low", "return_ci_high"), _return),
+    (INTERVAL, ("return_ci_low",), _return),  # its ends below each other: four agents fit into 80 columns
+    ("             to", ("return_ci_high",), _return),
+    ("KL to the teacher", ("kl",), _nats),
     ("return IQM", ("return_iqm",), _return),
     ("human-normalised", ("return_human_normalised",), _percent),
     ("action agreement", ("action_agreement",), _percent),

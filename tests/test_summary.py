@@ -25,6 +25,7 @@ METRICS: dict[str, float | None] = {
     "teacher/latency_p99_ms": 12.345,
     "pruned/return_mean": -20.96,
     "pruned/action_agreement": 0.4312,
+    "repaired/kl": 0.004912,
     "student/return_mean": 15_280.6,
     "student/return_ci_low": 14_900.2,
     "student/return_ci_high": 15_700.7,
@@ -59,16 +60,18 @@ def cells(metrics: Mapping[str, float | None], label: str, files: bool = False) 
 @pytest.mark.parametrize(
     ("label", "expected"),
     [
-        ("return mean", ["401.2", "-21.0", "15,281"]),
-        ("95 % interval", ["389.9 to 412.2", DASH, "14,900 to 15,701"]),
-        ("return IQM", ["405.5", DASH, DASH]),
-        ("human-normalised", ["1387.7 %", DASH, DASH]),
-        ("action agreement", [DASH, "43.1 %", "90.5 %"]),
-        ("parameters", ["1,687,206", DASH, "57,070"]),
-        ("MACs", ["9.35 M", DASH, "492 k"]),
-        ("size, kB", ["6,749", DASH, "9.9"]),
-        ("return kept", [DASH, DASH, "98.8 %"]),
-        ("parameters kept", [DASH, DASH, "3.4 %"]),
+        ("return mean", ["401.2", "-21.0", DASH, "15,281"]),
+        ("95 % interval", ["389.9", DASH, DASH, "14,900"]),
+        ("to", ["412.2", DASH, DASH, "15,701"]),
+        ("KL to the teacher", [DASH, DASH, "0.0049", DASH]),
+        ("return IQM", ["405.5", DASH, DASH, DASH]),
+        ("human-normalised", ["1387.7 %", DASH, DASH, DASH]),
+        ("action agreement", [DASH, "43.1 %", DASH, "90.5 %"]),
+        ("parameters", ["1,687,206", DASH, DASH, "57,070"]),
+        ("MACs", ["9.35 M", DASH, DASH, "492 k"]),
+        ("size, kB", ["6,749", DASH, DASH, "9.9"]),
+        ("return kept", [DASH, DASH, DASH, "98.8 %"]),
+        ("parameters kept", [DASH, DASH, DASH, "3.4 %"]),
     ],
 )
 def test_figures_are_written_for_people(label: str, expected: list[str]) -> None:
@@ -105,12 +108,12 @@ def test_a_stored_result_prints_the_same_again() -> None:
 
 @pytest.mark.parametrize("value", [None, float("nan")])
 def test_values_that_say_nothing_are_shown_as_missing(value: float | None) -> None:
-    assert cells({"teacher/return_human_normalised": value}, "human-normalised") == [DASH, DASH, DASH]
+    assert cells({"teacher/return_human_normalised": value}, "human-normalised") == [DASH] * 4
 
 
 def test_games_that_did_not_end_by_themselves_are_shown_where_there_are_any() -> None:
     ended = {"teacher/episodes_stalled": 0.0, "student/episodes_stalled": 3.0, "int8/episodes_capped": 2.0}
-    assert cells(METRICS | ended, "games stalled") == ["0", DASH, "3"]
+    assert cells(METRICS | ended, "games stalled") == ["0", DASH, DASH, "3"]
     assert not [line for line in printed(METRICS | ended) if "capped" in line]
     assert cells(METRICS | ended, "games capped", files=True) == [DASH, DASH, "2"]
     assert not [line for line in printed(METRICS) if "stalled" in line or "capped" in line]
@@ -119,7 +122,7 @@ def test_games_that_did_not_end_by_themselves_are_shown_where_there_are_any() ->
 def test_nothing_measured_yet() -> None:
     lines = printed({})
     assert "breakout-lrp-r0.50-s0" in lines[0]
-    assert sum(line.count(DASH) for line in lines) == 10 * 3
+    assert sum(line.count(DASH) for line in lines) == 12 * 4
 
 
 @pytest.mark.parametrize(
@@ -127,14 +130,15 @@ def test_nothing_measured_yet() -> None:
     [(-98_765.4, "-98,765 to -98,765"), (123_456.7, "123.5k to 123.5k"), (1_234_567.8, "1.235M to 1.235M")],
 )
 def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None:
-    agents = ("teacher", "pruned", "student", "int8")
+    agents = ("teacher", "pruned", "repaired", "student", "int8")
     large = {f"{agent}/{name.split('/')[1]}": value for agent in agents for name in METRICS}
     large |= {f"{agent}/{end}": 12.345 for agent in agents for end in ("speedup_low", "speedup_high")}
     lines = [*printed(large), *printed(large, files=True)]
     assert max(len(line) for line in lines) <= 80
     assert not any("…" in line for line in lines)
-    for files in (False, True):
-        assert cells(large, "95 % interval", files) == [interval] * 3
+    assert cells(large, "95 % interval", files=True) == [interval] * 3
+    ends = interval.split(" to ")
+    assert [cells(large, label) for label in ("95 % interval", "to")] == [[end] * 4 for end in ends]
 
 
 def test_without_an_int8_file_there_is_no_column_for_it() -> None:
