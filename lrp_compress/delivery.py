@@ -204,7 +204,7 @@ class Delivery:
                 quantization_aware(own.network),
                 {} if own.network.head_kind == "dueling" else kept,
                 teacher,
-                rollouts.part(rollouts.held_out()),
+                rollouts,
                 how,
                 wanted.samples,
                 self._stage.rule,
@@ -212,6 +212,7 @@ class Delivery:
                 stage_seed(self._config.seed, "quantize", "distill"),
                 track,
                 checkpoint,
+                self._stage.emulators,
             )
             return Agent(full_precision(result.network), own.info)
 

@@ -194,7 +194,7 @@ class Stages:
                 self._to_learn(agent).network,
                 agent.info.kept,
                 self._to_learn(self.teacher),
-                rollouts.part(rollouts.held_out()),
+                rollouts,
                 config.distill,
                 samples,
                 self.rule,
@@ -202,6 +202,7 @@ class Stages:
                 seed,
                 track,
                 checkpoint,
+                self.emulators,
             )
             record = {key: value for key, value in dataclasses.asdict(result).items() if key != "network"}
             write_json(self._step_file(step, "distillation.json"), record)

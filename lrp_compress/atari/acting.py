@@ -56,45 +56,13 @@ def action_rule(action: str, head: str, epsilon: float) -> ActionRule:
     return ActionRule(kind, epsilon if action == "epsilon" else 0.0)
 
 
-@dataclass(frozen=True)
-class Chances:
-    """What a choice of actions draws at random, a row per environment.
-
-    Attributes
-    ----------
-    noise : ndarray of float, shape (N, actions)
-        Standard Gumbel noise where actions are sampled, else 0.
-    random : ndarray of bool, shape (N,)
-        A random action is taken.
-    actions : ndarray of int64, shape (N,)
-        Which one.
-    """
-
-    noise: NDArray[np.float64]
-    random: NDArray[np.bool_]
-    actions: NDArray[np.int64]
-
-    def __getitem__(self, rows: slice) -> Chances:
-        return Chances(self.noise[rows], self.random[rows], self.actions[rows])
-
-
-def draw_chances(shape: tuple[int, int], rule: ActionRule, rng: np.random.Generator) -> Chances:
-    """Draw for environments and actions, `shape`, before their outputs are known."""
-    noise = rng.gumbel(size=shape) if rule.kind == "sample" else np.zeros(shape)
-    random = rng.random(shape[0]) < rule.epsilon
-    return Chances(noise, random, rng.integers(shape[1], size=shape[0]))
-
-
-def decide(outputs: Tensor, chances: Chances) -> NDArray[np.int64]:
-    """Pick one action per row of `outputs`, shape (N, actions)."""
-    # the Gumbel-max trick: with noise one exact draw from softmax(outputs) per row
-    best = np.argmax(outputs.numpy() + chances.noise, axis=1)
-    return np.where(chances.random, chances.actions, best)
-
-
 def choose_actions(outputs: Tensor, rule: ActionRule, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw, and pick one action per row of `outputs`, shape (N, actions)."""
-    return decide(outputs, draw_chances((outputs.shape[0], outputs.shape[1]), rule, rng))
+    """Pick one action per row of `outputs`, shape (N, actions)."""
+    count, actions = outputs.shape
+    # the Gumbel-max trick: with noise one exact draw from softmax(outputs) per row
+    noise = rng.gumbel(size=(count, actions)) if rule.kind == "sample" else 0.0
+    best = np.argmax(outputs.numpy() + noise, axis=1)
+    return np.where(rng.random(count) < rule.epsilon, rng.integers(actions, size=count), best)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.atari.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
 from lrp_compress.atari.envs import AtariEnvs, Step
-from lrp_compress.atari.groups import Emulators, reset_groups
+from lrp_compress.atari.groups import Emulators, in_threads, reset_groups
 from lrp_compress.config import EvaluateConfig, GameConfig
 from lrp_compress.files import read_json, write_json
 
@@ -131,7 +132,7 @@ def evaluate(
     """Play episodes and report their returns.
 
     Every environment plays the same number of episodes: taking the first ones to finish, whoever plays them, would
-    favour short games.
+    favour short games. Two threads have half of them each, so that one emulates while the agent decides for the other.
 
     Parameters
     ----------
@@ -161,13 +162,14 @@ def evaluate(
     """
     count = min(config.envs, config.episodes)
     quota = math.ceil(config.episodes / count)
-    lent = (emulators or Emulators()).groups(agent, count, protocol, seed, max_frames=config.max_frames)
-    with cores_shared_with_emulators(), lent as groups:
-        halves = [
-            _Games(envs, step, quota, config.stall_limit, np.random.default_rng([seed, number]))
-            for number, (envs, step) in enumerate(zip(groups, reset_groups(groups), strict=True))
+    lent = (emulators or Emulators()).groups(agent, count, protocol, seed, max_frames=config.max_frames, count=count)
+    with cores_shared_with_emulators(), lent as envs:
+        players = [
+            _Player(number, one, step, quota, config.stall_limit)
+            for number, (one, step) in enumerate(zip(envs, reset_groups(envs), strict=True))
         ]
-        episodes = _play(outputs or _network_outputs(agent), halves, rule, label)
+        _play(outputs or _network_outputs(agent), players, rule, seed, label)
+    episodes = [episode for player in players for episode in player.played]
     returns = np.array([episode.score for episode in episodes])
     low, high = bootstrap_interval(returns, config.confidence, seed)
     return Evaluation(
@@ -268,68 +270,58 @@ def _network_outputs(agent: Agent) -> Outputs:
     return lambda observations: batched_outputs(agent.network, torch.from_numpy(observations))
 
 
-def _play(outputs: Outputs, groups: Sequence[_Games], rule: ActionRule, label: str) -> list[Episode]:
-    """Play all games; one group is emulated while the agent decides for the other."""
+def _play(outputs: Outputs, players: Sequence[_Player], rule: ActionRule, seed: int, label: str) -> None:
+    """Play all games, half of the players in a thread of their own."""
+    half = (len(players) + 1) // 2
+    parts = [part for part in (players[:half], players[half:]) if part]
 
-    def send(games: _Games) -> None:
-        unfinished = games.unfinished
-        known = outputs(games.step.observations[unfinished])
-        decisive = known.new_zeros(len(unfinished), known.shape[1])
-        decisive[torch.from_numpy(unfinished)] = known
-        games.envs.send(choose_actions(decisive, rule, games.rng))
+    def play(number: int, ended: Event) -> None:
+        rng = np.random.default_rng([seed, number])
+        playing = list(parts[number])
+        while playing and not ended.is_set():
+            observations = np.concatenate([player.step.observations for player in playing])
+            actions = choose_actions(outputs(observations), rule, rng)
+            for row, player in enumerate(playing):
+                player.envs.send(actions[row : row + 1])
+            progress.update(sum(player.receive() for player in playing))
+            playing = [player for player in playing if len(player.played) < player.quota]
 
-    for games in groups:
-        send(games)
-    count = sum(games.quota * games.envs.envs for games in groups)
+    count = sum(player.quota for player in players)
     with tqdm(total=count, desc=label, unit="episode", leave=False, disable=None) as progress:
-        while waiting := [games for games in groups if games.unfinished.any()]:
-            for games in waiting:
-                progress.update(games.receive())
-                if games.unfinished.any():
-                    send(games)
-    played = [own for games in groups for own in games.played]
-    return [
-        Episode(env, index, score, length, end)
-        for env, own in enumerate(played)
-        for index, (score, length, end) in enumerate(own)
-    ]
+        in_threads(play, range(len(parts)))
 
 
-class _Games:
-    """The games of a group of environments: those in progress, and the results of those that are over."""
+class _Player:
+    """One emulator: the game in progress, and the results of those that are over."""
 
-    def __init__(self, envs: AtariEnvs, first: Step, quota: int, stall_limit: int, rng: np.random.Generator) -> None:
+    def __init__(self, number: int, envs: AtariEnvs, first: Step, quota: int, stall_limit: int) -> None:
         self.envs = envs
         self.quota = quota
-        self.rng = rng
         self.step = first
-        self.played: list[list[tuple[float, int, str]]] = [[] for _ in range(envs.envs)]
+        self.played: list[Episode] = []
+        self._number = number
         self._stall_limit = stall_limit
-        self._score = np.zeros(envs.envs)
-        self._length = np.zeros(envs.envs, dtype=np.int64)
-        self._idle = np.zeros(envs.envs, dtype=np.int64)
+        self._begin()
 
-    @property
-    def unfinished(self) -> NDArray[np.bool_]:
-        """Which environments have games to play, shape (envs,)."""
-        return np.array([len(own) < self.quota for own in self.played])
+    def _begin(self) -> None:
+        self._score, self._length, self._idle = 0.0, 0, 0
 
-    def receive(self) -> int:
-        """Take the step in flight and note the games that it ended; their number is returned."""
-        before, step = self.step, self.envs.receive()
-        eventful = (step.rewards != 0) | (step.lives != before.lives) | step.first
-        self._score = np.where(step.first, 0, self._score + step.rewards)
-        self._length = np.where(step.first, 0, self._length + 1)
-        self._idle = np.where(eventful, 0, self._idle + 1)
-        self.step = step
-        unfinished = self.unfinished
-        stalled = (self._idle >= self._stall_limit) & unfinished
-        noted = [int(row) for row in np.flatnonzero((step.ended | stalled) & unfinished)]
-        for row in noted:
-            end = "capped" if step.capped[row] else "over" if step.ended[row] else "stalled"
-            self.played[row].append((float(self._score[row]), int(self._length[row]), end))
-        if (restart := stalled & ~step.ended).any():
-            self.step = self.envs.restart(restart)  # the other rows have not moved
-            for total in (self._score, self._length, self._idle):
-                total[restart] = 0
-        return len(noted)
+    def receive(self) -> bool:
+        """Take the step in flight, and tell whether it ended a game; a stalled one is abandoned."""
+        before, self.step = self.step, self.envs.receive()
+        if self.step.first[0]:
+            self._begin()
+            return False
+        eventful = self.step.rewards[0] != 0 or self.step.lives[0] != before.lives[0]
+        self._score += float(self.step.rewards[0])
+        self._length += 1
+        self._idle = 0 if eventful else self._idle + 1
+        over, stalled = bool(self.step.ended[0]), self._idle >= self._stall_limit
+        if not over and not stalled:
+            return False
+        end = "capped" if self.step.capped[0] else "over" if over else "stalled"
+        self.played.append(Episode(self._number, len(self.played), self._score, self._length, end))
+        if not over:
+            self.step = self.envs.restart(np.ones(1, dtype=bool))
+            self._begin()
+        return True

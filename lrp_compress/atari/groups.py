@@ -1,17 +1,20 @@
-"""Environments in two groups, one of which is emulated while a network decides for the other; made once and kept."""
+"""Environments in groups, one of which is emulated while a network decides for another; made once and kept."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import TypeVar
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.atari.envs import MAX_FRAMES, AtariEnvs, Step, envs_for
 
 GROUPS = 2
+T = TypeVar("T")
 
 
 class Emulators:
@@ -25,12 +28,21 @@ class Emulators:
 
     @contextlib.contextmanager
     def groups(
-        self, agent: Agent, envs: int, protocol: str, seed: int, *, max_frames: int = MAX_FRAMES
+        self,
+        agent: Agent,
+        envs: int,
+        protocol: str,
+        seed: int,
+        *,
+        max_frames: int = MAX_FRAMES,
+        count: int = GROUPS,
     ) -> Iterator[list[AtariEnvs]]:
         """Lend the environments that `env_groups` would make, to be reset first; closed only after an error."""
-        info = agent.info
-        key = info.game, info.action_set, info.fire_on_life_loss, agent.network.actions, envs, protocol, max_frames
-        groups = self._kept.pop(key, None) or list(env_groups(agent, envs, protocol, seed, max_frames=max_frames))
+        info, actions = agent.info, agent.network.actions
+        key = info.game, info.action_set, info.fire_on_life_loss, actions, envs, protocol, max_frames, count
+        groups = self._kept.pop(key, None) or env_groups(
+            agent, envs, protocol, seed, max_frames=max_frames, count=count
+        )
         with contextlib.ExitStack() as stack:
             for group in groups:
                 group.seed = seed
@@ -42,37 +54,66 @@ class Emulators:
 
 
 def env_groups(
-    agent: Agent, envs: int, protocol: str, seed: int, *, max_frames: int = MAX_FRAMES
-) -> Iterator[AtariEnvs]:
-    """Make the environments of an agent in two groups, so that one is emulated while a network decides for the other.
+    agent: Agent, envs: int, protocol: str, seed: int, *, max_frames: int = MAX_FRAMES, count: int = GROUPS
+) -> list[AtariEnvs]:
+    """Make the environments of an agent in groups, so that one is emulated while a network decides for another.
 
-    Together the emulator threads use the half of the cores that the networks leave.
+    Together the emulator threads use the half of the cores that the networks leave, one per group at least.
 
     Parameters
     ----------
     agent : Agent
         The agent, as for `envs_for`.
     envs : int
-        Environments in all; a single one makes one group.
+        Environments in all.
     protocol : str
         Name of the protocol.
     seed : int
         Environment ``i`` of all is seeded with ``seed + i``.
     max_frames : int
         Emulator frames after which an episode is cut.
-
-    Yields
-    ------
-    AtariEnvs
+    count : int
+        Groups, as even as can be; fewer where there are fewer environments.
     """
-    threads = max(1, (os.cpu_count() or 1) // (2 * GROUPS))
-    bounds = [0, (envs + 1) // GROUPS, envs]
-    for first, last in itertools.pairwise(bounds):
-        if last > first:
-            yield envs_for(agent, last - first, protocol, seed + first, max_frames=max_frames, threads=threads)
+    threads = max(1, (os.cpu_count() or 1) // (2 * count))
+    bounds = [round(envs * number / count) for number in range(count + 1)]
+    parts = [(first, last - first) for first, last in itertools.pairwise(bounds) if last > first]
+    with ThreadPoolExecutor() as made:
+        return list(
+            made.map(
+                lambda part: envs_for(agent, part[1], protocol, seed + part[0], max_frames=max_frames, threads=threads),
+                parts,
+            )
+        )
 
 
 def reset_groups(groups: Sequence[AtariEnvs]) -> list[Step]:
     """Start new episodes in all groups at the same time: a seeded emulator reads its game anew, which takes 0.1 s."""
     with ThreadPoolExecutor() as threads:
         return list(threads.map(AtariEnvs.reset, groups))
+
+
+def in_threads(work: Callable[[T, Event], None], parts: Sequence[T]) -> None:
+    """Work on each part in a thread of its own, so that one emulates while a network decides for another.
+
+    Parameters
+    ----------
+    work : callable
+        Has to end soon when the event given is set: after an error in another thread, or an interruption.
+    parts : sequence
+        What to work on.
+    """
+    ended = Event()
+
+    def guarded(part: T) -> None:
+        try:
+            work(part, ended)
+        except BaseException:
+            ended.set()
+            raise
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        try:
+            list(threads.map(guarded, parts))
+        finally:
+            ended.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators, decide, draw_chances
-from lrp_compress.atari.groups import Emulators, reset_groups
+from lrp_compress.atari.acting import ActionRule, choose_actions, cores_shared_with_emulators
+from lrp_compress.atari.groups import Emulators, in_threads, reset_groups
 from lrp_compress.config import RolloutsConfig
 from lrp_compress.files import atomic_path
 
@@ -153,7 +154,6 @@ def collect_rollouts(
     emulators : Emulators, optional
         Where the environments come from, if not made for these rollouts alone.
     """
-    rng = np.random.default_rng(seed)
     quota = -(-config.states // config.envs)
     players = [_EnvRecord(quota) for _ in range(config.envs)]
     with (
@@ -163,21 +163,25 @@ def collect_rollouts(
     ):
         steps = reset_groups(groups)
         ends = list(itertools.accumulate(envs.envs for envs in groups))
-        for t in itertools.count():
-            chances = draw_chances((config.envs, agent.network.actions), rule, rng)
-            for number, (envs, end) in enumerate(zip(groups, ends, strict=True)):
-                step = envs.receive() if t else steps[number]
-                rows = slice(end - envs.envs, end)
+
+        def play(number: int, ended: Event) -> None:
+            rng = np.random.default_rng([seed, number])
+            envs, step = groups[number], steps[number]
+            begin = ends[number] - envs.envs
+            own = players[begin : ends[number]]
+            for t in itertools.count():
                 outputs = batched_outputs(agent.network, torch.from_numpy(step.observations))
-                envs.send(decide(outputs, chances[rows]))
-                for row, player in enumerate(players[rows]):
+                kept = 0
+                for row, player in enumerate(own):
                     player.episode += int(step.first[row])
-                    wanted = (t // config.block + rows.start + row) % config.every == 0 and not step.ended[row]
-                    player.observe(step.observations[row], outputs[row], wanted, bool(step.first[row]))
-            kept = sum(len(player.starts) for player in players)
-            progress.update(kept - progress.n)
-            if kept == quota * config.envs:
-                break
+                    wanted = (t // config.block + begin + row) % config.every == 0 and not step.ended[row]
+                    kept += player.observe(step.observations[row], outputs[row], wanted, bool(step.first[row]))
+                progress.update(kept)
+                if ended.is_set() or all(len(player.starts) == quota for player in own):
+                    return
+                step = envs.step(choose_actions(outputs, rule, rng))
+
+        in_threads(play, range(len(groups)))
     return _join(players, config.states, protocol, seed)
 
 
@@ -196,7 +200,8 @@ class _EnvRecord:
         self._count = 0
         self._adjoining = False
 
-    def observe(self, stack: NDArray[np.uint8], outputs: Tensor, wanted: bool, first: bool) -> None:
+    def observe(self, stack: NDArray[np.uint8], outputs: Tensor, wanted: bool, first: bool) -> bool:
+        """Keep a state if it is wanted and there is room, and tell whether it was kept."""
         wanted = wanted and len(self.starts) < self.quota
         if wanted:
             new = stack[-1:] if self._adjoining and not first else stack
@@ -206,6 +211,7 @@ class _EnvRecord:
             self.outputs.append(outputs)
             self.episodes.append(self.episode)
         self._adjoining = wanted
+        return wanted
 
     @property
     def frames(self) -> NDArray[np.uint8]:

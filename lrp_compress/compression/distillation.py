@@ -1,15 +1,15 @@
 """Policy distillation (Rusu et al. 2015): the pruned student learns the teacher's outputs on states of real play.
 
 The student soon acts itself, so that it learns what the teacher would do in the states *it* gets into (DAgger, Ross et
-al. 2011).
+al. 2011). One thread plays while the other takes gradient steps: both need about a core.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +20,14 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators
-from lrp_compress.atari.rollouts import LabelledStates
+from lrp_compress.atari.groups import Emulators
+from lrp_compress.atari.replay import FrameReplay
+from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.learner import Learner, Progress
 from lrp_compress.compression.losses import default_temperature
-from lrp_compress.compression.play import play
+from lrp_compress.compression.play import Player
 from lrp_compress.config import DistillConfig
+from lrp_compress.processes import keep_freed_memory
 from lrp_compress.seeding import stage_seed
 
 CHECKS = 20  # comparisons of the student with its best so far over the whole distillation, and more in long ones:
@@ -71,7 +74,7 @@ def distill(
     student: PolicyNetwork,
     kept: Mapping[str, Sequence[int]],
     teacher: Agent,
-    held_out: LabelledStates,
+    rollouts: Rollouts,
     config: DistillConfig,
     samples: int,
     rule: ActionRule,
@@ -79,6 +82,7 @@ def distill(
     seed: int,
     on_check: Callable[[Progress], None] = lambda progress: None,
     checkpoint: Path | None = None,
+    emulators: Emulators | None = None,
 ) -> Distillation:
     """Teach the student what the teacher does, until it has learned enough or hardly gets nearer.
 
@@ -91,9 +95,9 @@ def distill(
         values as hints. A layer left out gets none.
     teacher : Agent
         Labels every visited state.
-    held_out : LabelledStates
-        Of games that nothing is learned from. The student is judged by them, and the temperature of a Q-teacher
-        follows from its outputs there.
+    rollouts : Rollouts
+        The teacher's play. The student is judged by the games that are held out, and the temperature of a Q-teacher
+        follows from its outputs there; the other states are learned from as those are that it visits.
     config : DistillConfig
         Loss, data, replay and optimiser.
     samples : int
@@ -108,6 +112,8 @@ def distill(
         Receives each `Progress`.
     checkpoint : Path, optional
         Where the state of learning is kept every ``config.checkpoint_minutes``, and gone on from with other games.
+    emulators : Emulators, optional
+        Where the environments come from, if not made for this distillation alone.
 
     Returns
     -------
@@ -120,6 +126,9 @@ def distill(
     """
     if not samples:
         return Distillation(copy.deepcopy(student), [], 1.0, 1.0, "float32", 0, 0, 0.0)
+    keep_freed_memory()
+    held_out_states = rollouts.held_out()
+    held_out = rollouts.part(held_out_states)
     student = copy.deepcopy(student).train()
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with cores_shared_with_emulators():
@@ -133,23 +142,35 @@ def distill(
     learner = Learner(student, list(hinted), held_out, config, samples, temperature, unit, greedy, dtype, batches)
     if checkpoint:
         learner.restore(checkpoint)
-    begun = learner.samples
+    begun, steps = learner.samples, 0
     seed = stage_seed(seed, "from", begun) if begun else seed  # goes on with other games than those already played
+    block = max(1, config.batch_size // config.envs)
 
-    def actor() -> PolicyNetwork:
-        return teacher.network if _teacher_acts(config, learner.progress) else learner.actor
+    def actor() -> PolicyNetwork | None:
+        # a copy, since it plays while the learner goes on
+        return None if _teacher_acts(config, learner.progress) else copy.deepcopy(learner.actor)
 
+    lent = (emulators or Emulators()).groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
     with (
         cores_shared_with_emulators(),
-        contextlib.closing(play(teacher, actor, hinted, config, rule, protocol, seed, dtype)) as plays,
+        lent as groups,
+        ThreadPoolExecutor(1) as other,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
-        played = next(plays)  # once the emulators are made
+        player = Player(teacher, hinted, groups, rule, config.epsilon, stage_seed(seed, "actions"), dtype)
         start = saved = time.monotonic()
+        known = rollouts.part(~held_out_states).observations.numpy()
+        labels = teacher.network.actions + sum(len(units) for units in hinted.values())
+        replay = FrameReplay(config.replay_states, config.envs, labels)
+        replay.fill(known, player.label(known))
+        played = other.submit(player.play, actor(), block)
         every = min(samples / CHECKS, CHECK_AT_LEAST_EVERY)
         while learner.samples < samples and not learner.stalls():
-            played = next(plays)
-            learner.learn(played.visited, played.steps)
+            for visited in played.result():
+                replay.add(visited.observations, visited.labels, visited.first, visited.ended)
+            played = other.submit(player.play, actor(), block)
+            steps += block * config.envs
+            learner.learn(replay, steps)
             bar.update(learner.samples - bar.n)
             if learner.samples >= min((learner.samples_checked + every), samples):
                 progress = learner.check()
@@ -162,7 +183,7 @@ def distill(
     network, entropy_temperature = learner.finished(matched)
     speed = (learner.samples - begun) / (time.monotonic() - start)
     return Distillation(
-        network, learner.curve, temperature, entropy_temperature, precision, learner.samples, played.steps, speed
+        network, learner.curve, temperature, entropy_temperature, precision, learner.samples, steps, speed
     )
 
 

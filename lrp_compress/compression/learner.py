@@ -22,9 +22,6 @@ from lrp_compress.config import DistillConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import atomic_path
 
-# Environment steps before the first gradient step, so that no batch is all opening moves; in short runs a share of all.
-FIRST_STEPS = 4096
-FIRST_SHARE = 0.05
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
 LEARNING_RATES = {"policy": 2e-3, "q": 3e-4, "dueling": 3e-4}
 # Gradient steps in which the learning rate rises, in short runs a share of all: Adam's first ones undo a repair.
@@ -142,8 +139,6 @@ class Learner:
 
     def learn(self, replay: FrameReplay, env_steps: int) -> None:
         """Take the gradient steps that `env_steps` environment steps allow."""
-        if env_steps < min(FIRST_STEPS, FIRST_SHARE * self._total / self._config.passes):
-            return
         size = self._config.batch_size
         due = min(self._resumed_at + env_steps * self._config.passes, self._total)
         stored = replay.stored()

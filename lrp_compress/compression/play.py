@@ -1,98 +1,109 @@
-"""The states distillation learns from: play without end, labelled by the teacher, emulated while the student learns."""
+"""The states distillation learns from: play without end, labelled by the teacher."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import dense_values
+from lrp_compress.agents.inference import dense_values, fast_outputs
 from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act
-from lrp_compress.atari.groups import GROUPS, env_groups, reset_groups
-from lrp_compress.atari.replay import FrameReplay
-from lrp_compress.config import DistillConfig
-from lrp_compress.seeding import stage_seed
+from lrp_compress.atari.acting import ActionRule, act, choose_actions
+from lrp_compress.atari.envs import AtariEnvs
+from lrp_compress.atari.groups import reset_groups
+
+BATCH = 256  # states that are labelled at once, where they are not those of a step
 
 
 @dataclass(frozen=True)
-class Play:
-    """What has been visited so far; the replay goes on filling.
+class Visited:
+    """The states of all environments at one step, as `FrameReplay.add` takes them.
 
     Attributes
     ----------
-    steps : int
-        Agent steps emulated.
-    visited : FrameReplay
-        Visited states, labelled with the teacher's outputs and then its units' values.
+    observations : ndarray of uint8, shape (envs, 4, 84, 84)
+    labels : Tensor of float32, shape (envs, labels)
+        The teacher's outputs and then its units' values.
+    first, ended : ndarray of bool, shape (envs,)
+        The state begins, or ends, a game.
     """
 
-    steps: int
-    visited: FrameReplay
+    observations: NDArray[np.uint8]
+    labels: Tensor
+    first: NDArray[np.bool_]
+    ended: NDArray[np.bool_]
 
 
-def play(
-    teacher: Agent,
-    actor: Callable[[], PolicyNetwork],
-    kept: Mapping[str, Sequence[int]],
-    config: DistillConfig,
-    rule: ActionRule,
-    protocol: str,
-    seed: int,
-    dtype: torch.dtype,
-) -> Generator[Play, None, None]:
-    """Play for ever, a step of one group of environments at a time; what is done between two items overlaps emulation.
+class Player:
+    """Plays on and on, a block of steps at a time.
 
     Parameters
     ----------
     teacher : Agent
-        Labels every visited state.
-    actor : callable
-        Returns the network that acts now.
-    kept : mapping of str to sequence of int
-        Units of the teacher's dense layers whose values are stored with its outputs, layer by layer in this order.
-    config : DistillConfig
-        Number of environments and size of the replay.
+        Labels every visited state, and acts where nobody else does.
+    hinted : mapping of str to sequence of int
+        Units of the teacher's dense layers whose values are labels too, layer by layer in this order.
+    groups : sequence of AtariEnvs
+        Where it plays.
     rule : ActionRule
-        How actions are chosen; where that is greedily, ``config.epsilon`` of them are random.
-    protocol : str
-        Name of the protocol played under.
+        How actions are chosen; where that is greedily, `epsilon` of them are random.
+    epsilon : float
+        Probability of a random action in greedy play.
     seed : int
-        Of environments and action choice.
+        Of the action choice.
     dtype : torch.dtype
         Precision of both networks' computations.
-
-    Yields
-    ------
-    Play
-        After each step. Close the iterator to free the emulators.
     """
-    if rule.kind == "greedy":  # play that samples explores anyway, and would reach fewer late states
-        rule = ActionRule("greedy", config.epsilon)
-    rng = np.random.default_rng(stage_seed(seed, "actions"))
-    labels = teacher.network.actions + sum(len(units) for units in kept.values())
-    visited = FrameReplay(config.replay_states, config.envs, labels)
-    played = 0
-    with contextlib.ExitStack() as stack:
-        made = env_groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
-        groups = [stack.enter_context(envs) for envs in made]
-        latest = reset_groups(groups)
-        for turn in itertools.count():
-            number = turn % GROUPS
-            envs = groups[number]
-            step = latest[number] if turn < GROUPS else envs.receive()
-            with dense_values(teacher.network) as values:
-                actions, outputs = act(teacher.network, step.observations, rule, rng, dtype)
-            hints = [values[name][:, list(units)].float().cpu() for name, units in kept.items()]
-            known = torch.cat([outputs, *hints], 1)
-            if actor() is not teacher.network:
-                actions, _ = act(actor(), step.observations, rule, rng, dtype)
-            envs.send(actions)
-            visited.add(step.observations, known, step.first, step.ended, number * groups[0].envs)
-            played += envs.envs
-            yield Play(played, visited)
+
+    def __init__(
+        self,
+        teacher: Agent,
+        hinted: Mapping[str, Sequence[int]],
+        groups: Sequence[AtariEnvs],
+        rule: ActionRule,
+        epsilon: float,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._teacher = teacher.network
+        self._hinted = hinted
+        self._groups = groups
+        # play that samples explores anyway, and would reach fewer late states
+        self._rule = ActionRule("greedy", epsilon) if rule.kind == "greedy" else rule
+        self._rng = np.random.default_rng(seed)
+        self._dtype = dtype
+        self._steps = reset_groups(groups)
+
+    @torch.inference_mode()
+    def label(self, observations: NDArray[np.uint8]) -> Tensor:
+        """Ask the teacher: its outputs and then its units' values, float32, shape (N, labels), on the CPU."""
+        found = []
+        for batch in torch.split(torch.from_numpy(observations), BATCH):
+            with dense_values(self._teacher) as values:
+                outputs = fast_outputs(self._teacher, batch.to(self._teacher.device), self._dtype)
+            hints = [values[name][:, list(units)] for name, units in self._hinted.items()]
+            found.append(torch.cat([outputs, *(hint.float() for hint in hints)], 1).cpu())
+        return torch.cat(found)
+
+    def play(self, actor: PolicyNetwork | None, steps: int) -> list[Visited]:
+        """Play some steps of all environments; without an actor the teacher acts."""
+        return [self._step(actor) for _ in range(steps)]
+
+    def _step(self, actor: PolicyNetwork | None) -> Visited:
+        observations = np.concatenate([step.observations for step in self._steps])
+        first, ended = (np.concatenate([getattr(step, name) for step in self._steps]) for name in ("first", "ended"))
+        labels = self.label(observations)
+        if actor is None:
+            actions = choose_actions(labels[:, : self._teacher.actions], self._rule, self._rng)
+        else:
+            actions, _ = act(actor, observations, self._rule, self._rng, self._dtype)
+        ends = np.cumsum([envs.envs for envs in self._groups])
+        for envs, own in zip(self._groups, np.split(actions, ends[:-1]), strict=True):
+            envs.send(own)
+        self._steps = [envs.receive() for envs in self._groups]
+        return Visited(observations, labels, first, ended)

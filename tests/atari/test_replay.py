@@ -144,3 +144,14 @@ def test_environments_may_be_added_in_parts():
     assert torch.equal(whole.stored(), parts.stored())
     for expected, found in zip(whole.gather(whole.stored()), parts.gather(parts.stored()), strict=True):
         assert torch.equal(expected, found)
+
+
+def test_states_that_need_not_follow_each_other():
+    rng = np.random.default_rng(0)
+    observations = rng.integers(256, size=(11, 4, 84, 84), dtype=np.uint8)
+    labels = torch.arange(22.0).view(11, 2)
+    replay = FrameReplay(200, 3, 2)
+    replay.fill(observations, labels)
+    kept, found = replay.gather(replay.stored())
+    assert torch.equal(found, labels[:9])  # three in each ring, two are left over
+    assert torch.equal(kept, torch.from_numpy(observations[:9]))

@@ -35,18 +35,20 @@ def few() -> Rollouts:
 
 
 def seen_by_hand(envs: int, steps: int, seed: int) -> list[list[tuple[int, int, NDArray[np.uint8], torch.Tensor]]]:
-    """Play as the agent does: per environment (time, episode, observation, outputs) of all states it decides in."""
-    player, rng = agent(), np.random.default_rng(seed)
+    """Play as the agent does in two groups of one: per environment (time, episode, observation, outputs) of all states it decides in."""
+    player = agent()
     seen: list[list[tuple[int, int, NDArray[np.uint8], torch.Tensor]]] = [[] for _ in range(envs)]
-    with envs_for(player, envs, "noop", seed) as games:
-        step = games.reset()
-        episode = np.zeros(envs, dtype=int)
-        for t in range(steps):
-            actions, outputs = act(player.network, step.observations, SAMPLE, rng)
-            for row in np.flatnonzero(~step.ended):
-                seen[row].append((t, int(episode[row]), step.observations[row], outputs[row]))
-            episode += step.ended
-            step = games.step(actions)
+    for row, own in enumerate(seen):
+        rng, episode = np.random.default_rng([seed, row]), 0
+        with envs_for(player, 1, "noop", seed + row) as games:
+            step = games.reset()
+            for t in range(steps):
+                actions, outputs = act(player.network, step.observations, SAMPLE, rng)
+                if step.ended[0]:
+                    episode += 1
+                else:
+                    own.append((t, episode, step.observations[0], outputs[0]))
+                step = games.step(actions)
     return seen
 
 

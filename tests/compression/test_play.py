@@ -1,26 +1,21 @@
-"""The shipped teacher plays for a student: who acts, what is stored, and that the seed decides."""
+"""The shipped teacher plays for a student: who acts, what it says of the states, and that the seed decides."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.agents.inference import batched_outputs, dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import ActionRule
-from lrp_compress.checks import conf_dir
-from lrp_compress.compression.play import Play, play
-from lrp_compress.config import DistillConfig
+from lrp_compress.atari.groups import Emulators
+from lrp_compress.compression.play import Player
 
 SAMPLE = ActionRule("sample", 0.0)
 
@@ -32,61 +27,59 @@ def teacher() -> Agent:
 
 def played(
     teacher: Agent,
-    turns: int,
+    steps: int,
     actor: PolicyNetwork | None = None,
     seed: int = 0,
     rule: ActionRule = SAMPLE,
-    kept: Mapping[str, Sequence[int]] = MappingProxyType({}),
-    **changes: Any,
-) -> Play:
-    values = {**OmegaConf.to_container(OmegaConf.load(Path(conf_dir()) / "distill" / "kl.yaml")), "envs": 5, **changes}  # type: ignore[dict-item]
-    config = DistillConfig(**values)
-    network = actor or teacher.network
-    with contextlib.closing(play(teacher, lambda: network, kept, config, rule, "noop", seed, torch.float32)) as plays:
-        return list(itertools.islice(plays, turns))[-1]
+    hinted: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    epsilon: float = 0.05,
+    envs: int = 5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Observations and labels, step by step."""
+    with Emulators().groups(teacher, envs, "noop", seed) as groups:
+        player = Player(teacher, hinted, groups, rule, epsilon, seed, torch.float32)
+        visited = player.play(actor, steps - 3) + player.play(actor, 3)
+    assert all(step.first.all() == (not number) for number, step in enumerate(visited))  # no game is over so soon
+    assert not any(step.ended.any() for step in visited)
+    return torch.from_numpy(np.concatenate([step.observations for step in visited])), torch.cat(
+        [step.labels for step in visited]
+    )
 
 
-def everything(state: Play) -> tuple[torch.Tensor, torch.Tensor]:
-    return state.visited.gather(state.visited.stored())
-
-
-@pytest.mark.parametrize("envs", [4, 5, 32])
-def test_every_state_is_stored_once_with_the_teachers_outputs(teacher: Agent, envs: int):
-    turns = 24
-    state = played(teacher, turns, envs=envs)
-    assert state.steps == envs * turns // 2
-    assert len(state.visited) == envs * turns // 2  # no game is over so soon
-    observations, outputs = everything(state)
-    torch.testing.assert_close(outputs, batched_outputs(teacher.network, observations), rtol=1e-4, atol=1e-4)
-    last = observations[:, -1].flatten(1)
-    assert len(last.unique(dim=0)) > 0.25 * len(last)  # games begin alike, then every one goes its own way
+@pytest.mark.parametrize("envs", [1, 5, 32])
+def test_every_state_comes_with_the_teachers_outputs(teacher: Agent, envs: int):
+    observations, labels = played(teacher, 12, envs=envs)
+    assert len(observations) == 12 * envs
+    torch.testing.assert_close(labels, batched_outputs(teacher.network, observations), rtol=1e-4, atol=1e-4)
+    steps = observations.view(12, envs, 4, 84, 84)
+    assert torch.equal(steps[1:, :, :-1], steps[:-1, :, 1:])  # of each environment one goes on from the last
 
 
 def test_the_actor_decides_where_play_goes_and_the_teacher_labels_it(teacher: Agent):
     torch.manual_seed(0)
     other = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
-    own, others = everything(played(teacher, 40)), everything(played(teacher, 40, other))
+    own, copied, others = (played(teacher, 20, actor) for actor in (None, teacher.network, other))
+    assert torch.equal(own[0], copied[0])
     assert not torch.equal(own[0], others[0])
     torch.testing.assert_close(others[1], batched_outputs(teacher.network, others[0]), rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_play_is_made_to_explore(teacher: Agent):
     greedy = ActionRule("greedy", 0.0)
-    still, moving = (everything(played(teacher, 40, rule=greedy, epsilon=epsilon)) for epsilon in (0.0, 0.5))
-    again = everything(played(teacher, 40, seed=0, rule=greedy, epsilon=0.0))
-    assert torch.equal(still[0], again[0])
-    assert not torch.equal(still[0], moving[0])
+    still, again, moving = (played(teacher, 20, rule=greedy, epsilon=epsilon)[0] for epsilon in (0.0, 0.0, 0.5))
+    assert torch.equal(still, again)
+    assert not torch.equal(still, moving)
 
 
 def test_the_seed_decides(teacher: Agent):
-    one, same, other = (everything(played(teacher, 20, seed=seed)) for seed in (0, 0, 1))
-    assert torch.equal(one[0], same[0])
-    assert not torch.equal(one[0], other[0])
+    one, same, other = (played(teacher, 10, seed=seed)[0] for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
-def test_the_teachers_units_are_stored_behind_its_outputs(teacher: Agent):
+def test_the_teachers_units_stand_behind_its_outputs(teacher: Agent):
     units = [300, 7, 41]
-    observations, labels = everything(played(teacher, 12, kept={"fc1": units}))
+    observations, labels = played(teacher, 6, hinted={"fc1": units})
     network = teacher.network
     with torch.no_grad(), dense_values(network) as values:
         outputs = network(observations)
