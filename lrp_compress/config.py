@@ -80,6 +80,7 @@ class RepairConfig:
     """How what pruning took is made up for in closed form (``conf/repair``)."""
 
     kind: str = one_of("ridge", "none")
+    states: int = within(64)
     strength: float | None = within(0, open_low=True)
 
 

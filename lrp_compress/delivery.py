@@ -49,7 +49,7 @@ from lrp_compress.stages import Stages, agreeing
 
 logger = logging.getLogger(__name__)
 
-ENVS, EVERY = 16, 32  # games at once in the student's play; agent steps from one of its states to the next
+ENVS, EVERY = 24, 24  # games at once in the student's play; agent steps from one of its states to the next
 
 
 @dataclass(frozen=True)

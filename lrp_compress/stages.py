@@ -40,6 +40,8 @@ from lrp_compress.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 UNDISTILLED = ("pruned", "repaired")  # judged by fewer games
+JUDGED = 4  # times as many states repair is solved on as choose its strength
+COMPARED = 4096  # held-out states at most that agents are compared on
 
 
 class Stages:
@@ -104,11 +106,9 @@ class Stages:
         config = self.config
 
         def make() -> ChannelScores:
-            states = torch.arange(len(rollouts))
+            states = rollouts.part(torch.ones(len(rollouts), dtype=torch.bool), config.criterion.states)
             seed = stage_seed(config.seed, "criterion", step)
-            return score_channels(
-                agent.network, rollouts.observations(states), rollouts.outputs, config.criterion, seed
-            )
+            return score_channels(agent.network, states.observations, states.outputs, config.criterion, seed)
 
         return stored(
             self._step_file(step, "scores.json"), make, _save_scores, _load_scores, f"score, step {step}", _scored_by
@@ -157,11 +157,11 @@ class Stages:
             return agent
 
         def make() -> Agent:
-            held_out = rollouts.held_out()
+            held_out, states = rollouts.held_out(), config.repair.states
             seed = stage_seed(config.seed, "repair", step)
             training, judging = (
-                lessons(self.teacher.network, rollouts.part(states).observations, seed)
-                for states in (~held_out, held_out)
+                lessons(self.teacher.network, rollouts.part(chosen, count).observations, seed)
+                for chosen, count in ((~held_out, states), (held_out, states // JUDGED))
             )
             result = repair(agent.network, agent.info.kept, training, judging, config.repair.strength)
             self.tracker.metrics({f"repair/{name}_strength": value for name, value in result.strengths.items()}, step)
@@ -255,7 +255,7 @@ class Stages:
 
     def compare(self, agents: Mapping[str, Agent], rollouts: Rollouts, step: int) -> dict[str, float]:
         """Compare agents with the teacher after a step: divergence and action agreement on the held-out games."""
-        held_out = rollouts.part(rollouts.held_out())
+        held_out = rollouts.part(rollouts.held_out(), COMPARED)
         temperature = default_temperature(self.teacher.network.head_kind, held_out.outputs)
         values = {}
         for name, agent in agents.items():

@@ -163,7 +163,7 @@ def test_every_value_has_a_comment():
         ("prune.ratio=${nothing}", "prune.ratio: Interpolation key 'nothing' not found"),
         ("prune.steps=4", "prune.schedule=one_shot does not go with prune.steps=4"),
         ("prune.schedule=cubic", "prune.schedule=cubic does not go with prune.steps=1"),
-        ("criterion.states=9000", "criterion.states=9000 is more than rollouts.states=8192"),
+        ("criterion.states=40000", "criterion.states=40000 is more than rollouts.states=32768"),
         ("distill.batch_size=200000", "distill.batch_size=200000 is more than distill.replay_states=100000"),
         ("~prune", "prune has no value"),
     ],

@@ -73,20 +73,25 @@ class FrameReplay:
         self._labels[flat] = labels
         self._valid[rows, slots] = ~ended
 
-    def fill(self, observations: NDArray[np.uint8], labels: Tensor) -> None:
-        """Store states that need not follow each other, as many in each ring; what is left over is not stored.
+    def fill(self, frames: Tensor, starts: Tensor, labels: Tensor) -> None:
+        """Store states of earlier play, as many in each ring; what is left over is not stored.
 
         Parameters
         ----------
-        observations : ndarray of uint8, shape (n, 4, 84, 84)
+        frames : Tensor of uint8, shape (F, 84, 84)
+        starts : Tensor of int64, shape (n,)
+            Where in `frames` each state begins; where one begins a frame after the last, they share the others.
         labels : Tensor of float32, shape (n, labels)
         """
         envs = len(self._next)
-        each = len(observations) // envs
-        whole, ended = np.ones(envs, dtype=bool), np.zeros(envs, dtype=bool)
+        each = len(starts) // envs
+        apart = np.ones(len(starts), dtype=bool)
+        apart[1:] = (starts.diff() != 1).numpy()
+        ended = np.zeros(envs, dtype=bool)
         for place in range(each):
-            rows = np.arange(envs) * each + place
-            self.add(observations[rows], labels[torch.from_numpy(rows)], whole, ended)
+            rows = torch.arange(envs) * each + place
+            whole = apart[rows.numpy()] if place else ~ended
+            self.add(stacks(frames, starts[rows]).numpy(), labels[rows], whole, ended)
 
     def _reserve(self, rows: NDArray[np.int64], whole: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Choose each environment's slot for the newest frame and forget the states that lose a frame to it."""

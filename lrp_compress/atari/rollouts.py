@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -21,7 +22,7 @@ from lrp_compress.atari.groups import Emulators, in_threads, reset_groups
 from lrp_compress.config import RolloutsConfig
 from lrp_compress.files import atomic_path
 
-STACK = 4
+STACK, SIDE = 4, 84
 HELD_OUT = 1 / 6  # of the states: games that nothing is solved or learned from
 
 
@@ -100,9 +101,11 @@ class Rollouts:
         chosen = self.episodes >= self.episodes[first]
         return chosen if not chosen.all() else torch.arange(len(self)) >= first
 
-    def part(self, chosen: Tensor) -> LabelledStates:
-        """Take the states where `chosen`, of bool, shape (N,), is set."""
+    def part(self, chosen: Tensor, at_most: int | None = None) -> LabelledStates:
+        """Take the states where `chosen`, of bool, shape (N,), is set, or some of them, evenly spaced."""
         indices = chosen.nonzero().flatten()
+        if at_most is not None and at_most < len(indices):
+            indices = indices[torch.linspace(0, len(indices) - 1, at_most).round().long()]
         return LabelledStates(self.observations(indices), self.outputs[indices])
 
 
@@ -192,7 +195,7 @@ class _EnvRecord:
         self.quota = quota
         # in one piece, of which only what is written takes memory: thousands of small arrays would keep the freed
         # observations between them from being used again
-        self._frames = np.empty((quota * STACK, 84, 84), np.uint8)
+        self._frames = np.empty((quota * STACK, SIDE, SIDE), np.uint8)
         self.starts: list[int] = []
         self.outputs: list[Tensor] = []
         self.episodes: list[int] = []
@@ -240,12 +243,17 @@ def _join(players: list[_EnvRecord], states: int, protocol: str, seed: int) -> R
 
 
 def save_rollouts(path: Path, rollouts: Rollouts) -> None:
-    """Write rollouts as safetensors, atomically."""
-    tensors = {name: getattr(rollouts, name) for name in ("frames", "starts", "outputs", "episodes")}
+    """Write rollouts as safetensors, atomically; the frames deflated, since most of a frame is as in the one before."""
+    tensors = {name: getattr(rollouts, name) for name in ("starts", "outputs", "episodes")}
+    deflated = np.frombuffer(zlib.compress(rollouts.frames.numpy().tobytes(), level=1), np.uint8)
+    tensors["frames"] = torch.from_numpy(deflated.copy())
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"protocol": rollouts.protocol, "seed": str(rollouts.seed)})
 
 
 def load_rollouts(path: Path, protocol: str, seed: int) -> Rollouts:
     """Read rollouts written by `save_rollouts`; protocol and seed are part of the cache's key."""
-    return Rollouts(**load_file(path), protocol=protocol, seed=seed)
+    tensors = load_file(path)
+    inflated = bytearray(zlib.decompress(tensors.pop("frames").numpy().tobytes()))
+    frames = torch.frombuffer(inflated, dtype=torch.uint8).view(-1, SIDE, SIDE)
+    return Rollouts(frames, **tensors, protocol=protocol, seed=seed)

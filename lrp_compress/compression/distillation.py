@@ -22,16 +22,18 @@ from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators
 from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.replay import FrameReplay
-from lrp_compress.atari.rollouts import Rollouts
+from lrp_compress.atari.rollouts import Rollouts, stacks
 from lrp_compress.compression.learner import Learner, Progress
 from lrp_compress.compression.losses import default_temperature
-from lrp_compress.compression.play import Player
+from lrp_compress.compression.play import Player, label
 from lrp_compress.config import DistillConfig
 from lrp_compress.processes import keep_freed_memory
 from lrp_compress.seeding import stage_seed
 
 CHECKS = 20  # comparisons of the student with its best so far over the whole distillation, and more in long ones:
 CHECK_AT_LEAST_EVERY = 25_000  # samples
+HELD_OUT = 2048  # states at most that the student is judged by
+LABELLED = 256  # states of earlier play that the teacher is asked about at once
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -127,8 +129,7 @@ def distill(
     if not samples:
         return Distillation(copy.deepcopy(student), [], 1.0, 1.0, "float32", 0, 0, 0.0)
     keep_freed_memory()
-    held_out_states = rollouts.held_out()
-    held_out = rollouts.part(held_out_states)
+    held_out = rollouts.part(rollouts.held_out(), HELD_OUT)
     student = copy.deepcopy(student).train()
     student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with cores_shared_with_emulators():
@@ -145,6 +146,7 @@ def distill(
     begun, steps = learner.samples, 0
     seed = stage_seed(seed, "from", begun) if begun else seed  # goes on with other games than those already played
     block = max(1, config.batch_size // config.envs)
+    replay = _remembered(rollouts, teacher.network, hinted, config, dtype)
 
     def actor() -> PolicyNetwork | None:
         # a copy, since it plays while the learner goes on
@@ -159,10 +161,6 @@ def distill(
     ):
         player = Player(teacher, hinted, groups, rule, config.epsilon, stage_seed(seed, "actions"), dtype)
         start = saved = time.monotonic()
-        known = rollouts.part(~held_out_states).observations.numpy()
-        labels = teacher.network.actions + sum(len(units) for units in hinted.values())
-        replay = FrameReplay(config.replay_states, config.envs, labels)
-        replay.fill(known, player.label(known))
         played = other.submit(player.play, actor(), block)
         every = min(samples / CHECKS, CHECK_AT_LEAST_EVERY)
         while learner.samples < samples and not learner.stalls():
@@ -185,6 +183,26 @@ def distill(
     return Distillation(
         network, learner.curve, temperature, entropy_temperature, precision, learner.samples, steps, speed
     )
+
+
+def _remembered(
+    rollouts: Rollouts,
+    teacher: PolicyNetwork,
+    hinted: Mapping[str, Sequence[int]],
+    config: DistillConfig,
+    dtype: torch.dtype,
+) -> FrameReplay:
+    """Begin the replay memory with the teacher's play, but for the games that are held out."""
+    starts = rollouts.starts[~rollouts.held_out()][-config.replay_states :]
+    labels = torch.cat(
+        [
+            label(teacher, hinted, stacks(rollouts.frames, batch).numpy(), dtype)
+            for batch in torch.split(starts, LABELLED)
+        ]
+    )
+    replay = FrameReplay(config.replay_states, config.envs, labels.shape[1])
+    replay.fill(rollouts.frames, starts, labels)
+    return replay
 
 
 def _teacher_acts(config: DistillConfig, progress: float) -> bool:

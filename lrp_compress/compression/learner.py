@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -116,6 +118,8 @@ class Learner:
         self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
+        self._networks = [student, *(_twin(student) for _ in range(_workers(student) - 1))]
+        self._threads = ThreadPoolExecutor(len(self._networks))
         self._optimiser = torch.optim.AdamW(
             student.parameters(), lr=self._learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -152,19 +156,31 @@ class Learner:
         rising = min(WARM_UP * size, WARM_UP_SHARE * self._total)
         for group in self._optimiser.param_groups:
             group["lr"] = self._learning_rate * min(1.0, (self.samples + size) / rising)
-        outputs, hints = labels.tensor_split([self._student.actions], dim=1)
-        with dense_values(self._student) as values:
-            own_outputs = fast_outputs(self._student, observations, self._dtype)
-            loss = self._loss(own_outputs, outputs / self._unit, self._temperature)
-        self._losses.append(loss.detach())
-        if self._hinted:
-            own = torch.cat([values[name].float() for name in self._hinted], 1)
-            loss = loss + self._config.hint * hint_loss(own, hints)
-        self._optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        batches = list(zip(observations.chunk(len(self._networks)), labels.chunk(len(self._networks)), strict=True))
+        jobs = [self._threads.submit(self._differentiate, *job) for job in zip(self._networks, batches, strict=False)]
+        self._losses.append(torch.stack([job.result() for job in jobs]).mean())
+        for shared in zip(*(network.parameters() for network in self._networks[: len(batches)]), strict=True):
+            gradient, *others = (cast(Tensor, parameter.grad) for parameter in shared)
+            for other in others:
+                gradient.add_(other)  # in place: the fused optimiser takes it to be laid out as the weights are
+            gradient.div_(len(shared))
         torch.nn.utils.clip_grad_norm_(self._student.parameters(), self._config.max_grad_norm)
         self._optimiser.step()
         self._average.update_parameters(self._student)
+
+    def _differentiate(self, network: PolicyNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+        observations, labels = batch
+        outputs, hints = labels.tensor_split([network.actions], dim=1)
+        network.zero_grad()
+        with dense_values(network) as values:
+            own_outputs = fast_outputs(network, observations, self._dtype)
+        fit = self._loss(own_outputs, outputs / self._unit, self._temperature)
+        loss = fit
+        if self._hinted:
+            own = torch.cat([values[name].float() for name in self._hinted], 1)
+            loss = fit + self._config.hint * hint_loss(own, hints)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return fit.detach()
 
     def check(self) -> Progress:
         """Judge the average on the held-out states, and keep it if it is the best so far."""
@@ -243,6 +259,19 @@ class Learner:
         self._least, self.samples, self._losses = state["least"], state["samples"], state["losses"]
         self._resumed_at = self.samples
         self.curve = [Progress(*values) for values in state["curve"]]
+
+
+def _workers(network: PolicyNetwork) -> int:
+    """Say in how many parts of a batch, each in a thread, gradients are computed: small layers leave threads idle."""
+    return 2 if network.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1
+
+
+def _twin(network: PolicyNetwork) -> PolicyNetwork:
+    """Copy a network whose weights stay those of the original, with gradients of its own."""
+    twin = copy.deepcopy(network)
+    for own, original in zip(twin.parameters(), network.parameters(), strict=True):
+        own.data = original.data
+    return twin
 
 
 @torch.no_grad()

@@ -17,8 +17,6 @@ from lrp_compress.atari.acting import ActionRule, act, choose_actions
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.atari.groups import reset_groups
 
-BATCH = 256  # states that are labelled at once, where they are not those of a step
-
 
 @dataclass(frozen=True)
 class Visited:
@@ -79,17 +77,6 @@ class Player:
         self._dtype = dtype
         self._steps = reset_groups(groups)
 
-    @torch.inference_mode()
-    def label(self, observations: NDArray[np.uint8]) -> Tensor:
-        """Ask the teacher: its outputs and then its units' values, float32, shape (N, labels), on the CPU."""
-        found = []
-        for batch in torch.split(torch.from_numpy(observations), BATCH):
-            with dense_values(self._teacher) as values:
-                outputs = fast_outputs(self._teacher, batch.to(self._teacher.device), self._dtype)
-            hints = [values[name][:, list(units)] for name, units in self._hinted.items()]
-            found.append(torch.cat([outputs, *(hint.float() for hint in hints)], 1).cpu())
-        return torch.cat(found)
-
     def play(self, actor: PolicyNetwork | None, steps: int) -> list[Visited]:
         """Play some steps of all environments; without an actor the teacher acts."""
         return [self._step(actor) for _ in range(steps)]
@@ -97,7 +84,7 @@ class Player:
     def _step(self, actor: PolicyNetwork | None) -> Visited:
         observations = np.concatenate([step.observations for step in self._steps])
         first, ended = (np.concatenate([getattr(step, name) for step in self._steps]) for name in ("first", "ended"))
-        labels = self.label(observations)
+        labels = label(self._teacher, self._hinted, observations, self._dtype)
         if actor is None:
             actions = choose_actions(labels[:, : self._teacher.actions], self._rule, self._rng)
         else:
@@ -107,3 +94,20 @@ class Player:
             envs.send(own)
         self._steps = [envs.receive() for envs in self._groups]
         return Visited(observations, labels, first, ended)
+
+
+@torch.inference_mode()
+def label(
+    teacher: PolicyNetwork, hinted: Mapping[str, Sequence[int]], observations: NDArray[np.uint8], dtype: torch.dtype
+) -> Tensor:
+    """Ask the teacher about states, uint8 of shape (N, 4, 84, 84).
+
+    Returns
+    -------
+    Tensor of float32, shape (N, labels)
+        Its outputs and then the values of its units, on the CPU.
+    """
+    with dense_values(teacher) as values:
+        outputs = fast_outputs(teacher, torch.from_numpy(observations).to(teacher.device), dtype)
+    hints = [values[name][:, list(units)].float() for name, units in hinted.items()]
+    return torch.cat([outputs, *hints], 1).cpu()

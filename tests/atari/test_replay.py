@@ -146,12 +146,14 @@ def test_environments_may_be_added_in_parts():
         assert torch.equal(expected, found)
 
 
-def test_states_that_need_not_follow_each_other():
+def test_earlier_play_is_stored_with_its_shared_frames():
     rng = np.random.default_rng(0)
-    observations = rng.integers(256, size=(11, 4, 84, 84), dtype=np.uint8)
+    frames = torch.from_numpy(rng.integers(256, size=(40, 84, 84), dtype=np.uint8))
+    starts = torch.tensor([0, 1, 2, 9, 10, 20, 21, 22, 23, 30, 36])
     labels = torch.arange(22.0).view(11, 2)
-    replay = FrameReplay(200, 3, 2)
-    replay.fill(observations, labels)
+    replay = FrameReplay(60, 3, 2)
+    replay.fill(frames, starts, labels)
     kept, found = replay.gather(replay.stored())
     assert torch.equal(found, labels[:9])  # three in each ring, two are left over
-    assert torch.equal(kept, torch.from_numpy(observations[:9]))
+    assert torch.equal(kept, torch.stack([frames[start : start + 4] for start in starts[:9]]))
+    assert replay._next.tolist() == [6, 9, 6]  # rings of 20 frames: the second's states are of two games

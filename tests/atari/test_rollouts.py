@@ -35,7 +35,7 @@ def few() -> Rollouts:
 
 
 def seen_by_hand(envs: int, steps: int, seed: int) -> list[list[tuple[int, int, NDArray[np.uint8], torch.Tensor]]]:
-    """Play as the agent does in two groups of one: per environment (time, episode, observation, outputs) of all states it decides in."""
+    """Play as the agent does in two groups of one: per environment (time, episode, observation, outputs)."""
     player = agent()
     seen: list[list[tuple[int, int, NDArray[np.uint8], torch.Tensor]]] = [[] for _ in range(envs)]
     for row, own in enumerate(seen):

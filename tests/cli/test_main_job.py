@@ -39,8 +39,8 @@ SMALL = [
     "criterion.batch_size=16",
     "repair.strength=0.1",
     # a set precision, because a measured one may differ from run to run
-    "distill={samples: 6000, step_samples: 1000, envs: 8, replay_states: 4096, precision: float32}",
-    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 1200}",
+    "distill={samples: 4000, step_samples: 1000, envs: 8, replay_states: 4096, precision: float32}",
+    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
     "quantize={states: 16, min_agreement: 0.2, distill: always, samples: 1000}",
     "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
 ]

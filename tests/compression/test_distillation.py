@@ -248,6 +248,17 @@ def test_the_seed_decides(teacher: Agent, play: Rollouts):
     assert (one[2] - other[2]).abs().max() > 1e-3
 
 
+def test_halves_of_a_batch_in_two_threads_are_a_batch(teacher: Agent, play: Rollouts, monkeypatch: pytest.MonkeyPatch):
+    student = pruned(teacher, 0.6)
+    ends = []
+    for cores in (4, 1):
+        monkeypatch.setattr("lrp_compress.compression.learner.os.cpu_count", lambda cores=cores: cores)
+        result, _ = distilled(student, teacher, play, 640, hint=0.0, data="teacher", match_entropy=False)
+        ends.append(weights(result.network))
+    moved, apart = (ends[0] - weights(student)).abs().mean(), (ends[0] - ends[1]).abs().mean()
+    assert apart < 0.02 * moved
+
+
 def q_agent(teacher: Agent, scale: float = 1.0) -> Agent:
     """The teacher's network with its outputs, times a scale, taken for Q-values."""
     network = PolicyNetwork(teacher.network.widths, "q", teacher.network.actions)
