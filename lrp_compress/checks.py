@@ -182,6 +182,11 @@ def _check_together(config: Config) -> None:
             f"prune.schedule={prune.schedule} does not go with prune.steps={prune.steps}; one_shot takes 1 step, other "
             "schedules at least 2: choose e.g. prune=one_shot or prune=cubic"
         )
+    if prune.budget != "none" and (prune.layer_ratios or prune.scope == "global"):
+        other = "prune.layer_ratios" if prune.layer_ratios else "prune.scope=global"
+        raise UserError(
+            f"prune.budget={prune.budget} chooses each layer's ratio; leave out {other} or set prune.budget=none"
+        )
     for key, limit in AT_MOST.items():
         if cast(float, values[key]) > cast(float, values[limit]):
             raise UserError(

@@ -58,6 +58,7 @@ class CriterionConfig:
     relevance_seed: str = one_of("greedy", "all", "softmax")
     states: int = within(1)
     batch_size: int = within(1)
+    trials: int = within(1)
 
 
 @dataclass
@@ -73,6 +74,13 @@ class PruneConfig:
     min_width: int = within(1)
     round_to: str = one_of("none", "desktop", "cortex_m")
     evaluate: bool = MISSING
+    budget: str = one_of("none", "params", "macs")
+    share: float = within(0, 1, open_low=True)
+
+    @property
+    def label(self) -> str:
+        """Readable name of how much is removed or remains, e.g. ``r0.50`` or ``params0.25``."""
+        return f"r{self.ratio:.2f}" if self.budget == "none" else f"{self.budget}{self.share:.2f}"
 
 
 @dataclass
@@ -203,7 +211,7 @@ class Config:
     @property
     def run_name(self) -> str:
         """Readable name of a run, e.g. ``breakout-lrp-r0.50-s0``; not unique."""
-        return f"{self.game.name}-{self.criterion.name}-r{self.prune.ratio:.2f}-s{self.seed}"
+        return f"{self.game.name}-{self.criterion.name}-{self.prune.label}-s{self.seed}"
 
 
 @dataclass

@@ -15,7 +15,8 @@ from lrp_compress.agents.inference import check_device
 from lrp_compress.agents.teachers import load_teacher, teacher_path
 from lrp_compress.artifacts import STUDENT, publish
 from lrp_compress.atari.envs import envs_for, minimal_actions
-from lrp_compress.compression.composites import COMPOSITES
+from lrp_compress.compression.budgets import check_budget
+from lrp_compress.compression.composites import find_composite
 from lrp_compress.compression.criteria import CRITERIA
 from lrp_compress.compression.losses import LOSSES
 from lrp_compress.compression.pruning import prunable_layers
@@ -60,7 +61,8 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
     rollouts = stage.rollouts()
 
     student = teacher
-    ratios = cumulative_ratios(config.prune.schedule, config.prune.ratio, config.prune.steps)
+    prune = stage.ratios(rollouts)
+    ratios = cumulative_ratios(prune.schedule, prune.ratio, prune.steps)
     for step, ratio in enumerate(ratios, start=1):
         scores = stage.score(student, rollouts, step)
         plan = stage.plan(student, scores, step, ratio)
@@ -94,20 +96,21 @@ def preflight(config: Config) -> None:
     ------
     UserError
         If a name is in no registry, there is no GPU to learn on, the teacher cannot be loaded or does not fit the game,
-        the layers to prune are not the teacher's, it has no policy to fine-tune, a folder cannot be written to, or the
-        tracking store does not answer.
+        the layers to prune are not the teacher's, a budget cannot be met, it has no policy to fine-tune, a folder
+        cannot be written to, or the tracking store does not answer.
     """
     for registry, name in (
         (CRITERIA, config.criterion.name),
-        (COMPOSITES, config.criterion.composite),
         (SCHEDULES, config.prune.schedule),
         (LOSSES, config.distill.loss),
     ):
         registry[name]
+    find_composite(config.criterion.composite)
     check_device(config.device)
     check_exports(config.export, config.quantize.kind)
     teacher, _ = find_teacher(config)
     prunable_layers(config.prune, teacher.network.widths)
+    check_budget(teacher.network, config.prune)
     if config.finetune.steps and teacher.network.head_kind != "policy":
         raise UserError("finetune=ppd learns a policy, and the teacher has Q-values; choose finetune=none")
     envs_for(teacher, 1, config.protocol, config.seed).close()

@@ -22,6 +22,7 @@ from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation,
 from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.probing import Probe, probe
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
+from lrp_compress.compression.budgets import choose_widths, measure_curves, with_widths
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.finetuning import Update, finetune
@@ -29,7 +30,8 @@ from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.losses import action_agreement, default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.compression.repair import lessons, repair
-from lrp_compress.config import Config, DistillConfig, config_hash
+from lrp_compress.compression.tuning import TUNED, tune
+from lrp_compress.config import Config, DistillConfig, PruneConfig, config_hash
 from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
 from lrp_compress.files import read_json, stored, value_digest, write_json
@@ -66,6 +68,7 @@ class Stages:
         self.teacher = teacher
         self.folder = folder
         self.tracker = tracker
+        self.prune_config = config.prune
         self.emulators = Emulators()
         self._digest = teacher_digest
         self.rule = action_rule(config.evaluate.action, teacher.network.head_kind, config.evaluate.epsilon)
@@ -101,25 +104,53 @@ class Stages:
             lambda rollouts: f"{len(rollouts):,} states",
         )
 
+    def ratios(self, rollouts: Rollouts) -> PruneConfig:
+        """Settle how much goes: with a budget each layer's ratio is chosen for it, else the settings hold."""
+        prune, teacher = self.config.prune, self.teacher.network
+        if prune.budget == "none":
+            return prune
+        scores = self.score(self.teacher, rollouts, 1)
+
+        def make() -> dict[str, int]:
+            curves = measure_curves(teacher, scores, rollouts, prune, stage_seed(self.config.seed, "curves"))
+            write_json(self.folder / "curves.json", curves)
+            return choose_widths(teacher, curves, prune)
+
+        def told(widths: dict[str, int]) -> str:
+            return ", ".join(f"{name} {width}" for name, width in widths.items())
+
+        widths = stored(self.folder / "widths.json", make, write_json, read_json, "widths", told)
+        self.prune_config = with_widths(prune, teacher.widths, widths)
+        self.tracker.params({f"prune.layer_ratios.{name}": r for name, r in self.prune_config.layer_ratios.items()})
+        return self.prune_config
+
     def score(self, agent: Agent, rollouts: Rollouts, step: int) -> ChannelScores:
         """Score the channels of the current network on the teacher's states."""
         config = self.config
 
         def make() -> ChannelScores:
-            states = rollouts.part(torch.ones(len(rollouts), dtype=torch.bool), config.criterion.states)
-            seed = stage_seed(config.seed, "criterion", step)
-            return score_channels(agent.network, states.observations, states.outputs, config.criterion, seed)
+            criterion, seed = config.criterion, stage_seed(config.seed, "criterion", step)
+            if criterion.name == TUNED:
+                tuned = tune(agent.network, rollouts, criterion, config.prune, seed)
+                default, *_ = tuned.finals.values()
+                values = {"tune/kl": tuned.finals[tuned.composite], "tune/default_kl": default}
+                self.tracker.metrics(values, step)
+                criterion = dataclasses.replace(criterion, composite=tuned.composite)
+            states = rollouts.part(torch.ones(len(rollouts), dtype=torch.bool), criterion.states)
+            return score_channels(agent.network, states.observations, states.outputs, criterion, seed)
 
-        return stored(
-            self._step_file(step, "scores.json"), make, _save_scores, _load_scores, f"score, step {step}", _scored_by
-        )
+        path = self._step_file(step, "scores.json")
+        scores = stored(path, make, _save_scores, _load_scores, f"score, step {step}", _scored_by)
+        if scores.criterion == TUNED:
+            self.tracker.tags({f"composite.step_{step}": scores.composite})
+        return scores
 
     def plan(self, agent: Agent, scores: ChannelScores, step: int, ratio: float) -> PruningPlan:
         """Decide which channels stay after this step."""
         widths, kept = self.teacher.network.widths, agent.info.kept
         plan = stored(
             self._step_file(step, "plan.json"),
-            lambda: plan_pruning(scores, agent.network, widths, kept, self.config.prune, ratio),
+            lambda: plan_pruning(scores, agent.network, widths, kept, self.prune_config, ratio),
             lambda path, plan: write_json(path, dataclasses.asdict(plan)),
             lambda path: PruningPlan(**read_json(path)),
             f"plan, step {step}",
@@ -319,7 +350,8 @@ def _size(agent: Agent) -> str:
 
 
 def _scored_by(scores: ChannelScores) -> str:
-    return f"criterion {scores.criterion}, {scores.states} states"
+    rules = f" ({scores.composite})" if scores.composite else ""
+    return f"criterion {scores.criterion}{rules}, {scores.states} states"
 
 
 def _check_hope(config: DistillConfig, progress: Progress) -> None:
@@ -335,10 +367,10 @@ def _check_hope(config: DistillConfig, progress: Progress) -> None:
 
 def _save_scores(path: Path, scores: ChannelScores) -> None:
     values = {name: tensor.tolist() for name, tensor in scores.scores.items()}
-    write_json(path, {"scores": values, "criterion": scores.criterion, "states": scores.states})
+    write_json(path, dataclasses.asdict(scores) | {"scores": values})
 
 
 def _load_scores(path: Path) -> ChannelScores:
     fields = read_json(path)
     values: dict[str, Tensor] = {name: torch.tensor(values) for name, values in fields["scores"].items()}
-    return ChannelScores(values, fields["criterion"], fields["states"])
+    return ChannelScores(**fields | {"scores": values})

@@ -13,7 +13,7 @@ from lrp_compress.atari.acting import action_rule
 from lrp_compress.atari.envs import minimal_actions
 from lrp_compress.atari.recording import record_play
 from lrp_compress.compression.attribution import heat_maps
-from lrp_compress.compression.composites import COMPOSITES
+from lrp_compress.compression.composites import find_composite
 from lrp_compress.config import PlayConfig
 from lrp_compress.errors import UserError
 from lrp_compress.screen import has_screen, show
@@ -35,7 +35,7 @@ def preflight(config: PlayConfig) -> None:
     """
     if config.window and not has_screen():
         raise UserError(f"window=true, but there is no screen here; window=false leaves the play in {VIDEO}")
-    COMPOSITES[config.criterion.composite]
+    find_composite(config.criterion.composite)
     _load(config)
 
 

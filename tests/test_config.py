@@ -105,8 +105,18 @@ def test_every_experiment_composes_and_names_its_command(option: str):
 
 @pytest.mark.parametrize(("group", "key"), [("criterion", "name"), ("prune", "schedule"), ("distill", "loss")])
 def test_the_files_of_a_registry_are_named_after_its_entries(group: str, key: str):
-    for name in set(options(group)) - {"none"}:
+    for name in set(options(group)) - {"none", "auto"}:  # auto chooses how much of each layer goes, in any schedule
         assert flatten(checked(f"{group}={name}"))[f"{group}.{key}"] == name
+
+
+@pytest.mark.parametrize("other", ["prune.scope=global", "++prune.layer_ratios.fc1=0.5"])
+def test_a_budget_is_the_only_one_to_choose_ratios(other: str):
+    with pytest.raises(UserError, match=r"^prune\.budget=macs chooses each layer's ratio; leave out prune\.\w+"):
+        checked("prune=auto", "prune.budget=macs", other)
+
+
+def test_a_run_with_a_budget_is_named_after_it():
+    assert checked("prune=auto", "prune.share=0.125").run_name == "breakout-lrp-params0.12-s0"
 
 
 def test_every_game_file_has_the_same_four_keys():
@@ -164,6 +174,8 @@ def test_every_value_has_a_comment():
         ("prune.steps=4", "prune.schedule=one_shot does not go with prune.steps=4"),
         ("prune.schedule=cubic", "prune.schedule=cubic does not go with prune.steps=1"),
         ("criterion.states=40000", "criterion.states=40000 is more than rollouts.states=32768"),
+        ("prune.share=0", "prune.share=0.0 is not allowed; it must be in (0, 1]"),
+        ("prune.budget=parms", "prune.budget=parms is unknown (did you mean params?)"),
         ("distill.batch_size=200000", "distill.batch_size=200000 is more than distill.replay_states=100000"),
         ("~prune", "prune has no value"),
     ],

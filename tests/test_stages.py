@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lrp_compress.agents.checkpoints import Agent, AgentInfo
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.checks import check_config, conf_dir, register_schemas
+from lrp_compress.compression import tuning
+from lrp_compress.compression.tuning import Effort
 from lrp_compress.config import Config
+from lrp_compress.deployment.profiling import profile_network
+from lrp_compress.files import read_json
 from lrp_compress.stages import Stages
 from lrp_compress.tracking.tracker import Tracker
+from tests.compression.test_tuning import WIDTHS as WIDTHS_BY_HEAD
+from tests.compression.test_tuning import played, small_network
+
+WIDTHS = WIDTHS_BY_HEAD["policy"]
 
 
 @pytest.mark.parametrize(("episodes", "fewer"), [(4, 2), (2, 2)])
@@ -29,3 +38,44 @@ def test_the_undistilled_networks_play_fewer_games(tmp_path: Path, episodes: int
     stages = Stages(config, agent, "digest", tmp_path / "stages", Tracker())
     games = {name: len(stages.evaluate(agent, name).episodes) for name in ("teacher", "pruned", "repaired", "student")}
     assert games == {"teacher": episodes, "pruned": fewer, "repaired": fewer, "student": episodes}
+
+
+class Noted(Tracker):
+    """Keeps what a run would show of its settings."""
+
+    def __init__(self) -> None:
+        self.noted: dict[str, object] = {}
+
+    def params(self, values: Mapping[str, object]) -> None:
+        self.noted |= values
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self.noted |= values
+
+
+def test_tuned_rules_and_chosen_widths_are_noted_and_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tuning, "TRIAL", Effort((0.5,), 16, 32, 12))
+    monkeypatch.setattr(tuning, "FINAL", Effort((0.5,), 16, 60, 12))
+    register_schemas()
+    OmegaConf.register_new_resolver("run_folder", str, replace=True)
+    overrides = ["criterion=lrp_tuned", "criterion.trials=7", "prune=auto", "prune.budget=macs", "prune.share=0.5"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = check_config(compose("config", ["+game=breakout", f"cache_dir={tmp_path}", *overrides]), Config)
+    network = small_network("policy")
+    agent = Agent(network, AgentInfo("breakout", "minimal", True, {}, all_channels(network.widths)))
+    rollouts, noted = played(network), (Noted(), Noted())
+    plans = []
+    for tracker in noted:
+        stages = Stages(config, agent, "digest", tmp_path / "stages", tracker)
+        ratio = stages.ratios(rollouts).ratio
+        scores = stages.score(agent, rollouts, 1)
+        plans.append(stages.plan(agent, scores, 1, ratio))
+        student = stages.prune(agent, plans[-1], 1)
+    macs = [profile_network(one.network).macs for one in (student, agent)]
+    assert 0.3 < macs[0] / macs[1] <= 0.5
+    assert plans[0] == plans[1]
+    assert noted[0].noted == noted[1].noted
+    ratios = {f"prune.layer_ratios.{name}": 1 - student.network.widths[name] / network.widths[name] for name in WIDTHS}
+    assert noted[0].noted == {"composite.step_1": scores.composite} | ratios
+    assert scores.composite.startswith("head ")
+    assert read_json(tmp_path / "stages" / "step-1" / "scores.json")["composite"] == scores.composite

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_compress.agents.networks import PolicyNetwork, fold_dueling
-from lrp_compress.compression.composites import COMPOSITES, SEEDS, Composite, Rule, Seed, pixel_box
+from lrp_compress.compression.composites import SEEDS, Composite, Rule, Seed, find_composite, pixel_box
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def relevance(
     observations : Tensor
         Shape (N, 4, 84, 84), N at least 1, uint8 in [0, 255] or floating in [0, 1].
     composite : str
-        Which rule each layer has; a name in `COMPOSITES`.
+        Which rule each layer has; see `find_composite`.
     seed : str
         Which outputs are explained; a name in `SEEDS`.
     outputs : Tensor, optional
@@ -106,7 +106,7 @@ def relevance_batches(
     UserError
         If `composite` or `seed` is unknown.
     """
-    return _batches(network, observations, SEEDS[seed], batch_size, outputs, COMPOSITES[composite])
+    return _batches(network, observations, SEEDS[seed], batch_size, outputs, find_composite(composite))
 
 
 def gradient_batches(
@@ -140,7 +140,7 @@ def heat_maps(
     UserError
         If `composite` or `seed` is unknown.
     """
-    hidden = COMPOSITES[composite]
+    hidden = find_composite(composite)
 
     def boxed(rules: ModuleType, layer: str) -> Rule:
         return pixel_box(rules) if layer == "conv1" else hidden(rules, layer)

@@ -2,19 +2,23 @@
 
 Rules and where each suits: Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview". A composite is given
 zennit's ``rules`` module and a layer's name (a folded network's: ``conv1 ... fc1 ... head``) and returns the rule of
-that layer. Biases keep their share of the relevance. A seed is given the outputs that choose and the outputs that are
-explained, both of shape (N, actions), and returns the weight of each explained output.
+that layer. It has a name, or is spelled out, such as ``head epsilon, dense gamma 0.3``: by group of layers (`GROUPS`)
+the name of a rule (`RULES`) and its parameter, if it has one; groups left out have the epsilon rule. Biases keep their
+share of the relevance. A seed is given the outputs that choose and the outputs that are explained, both of shape
+(N, actions), and returns the weight of each explained output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
+from lrp_compress.errors import UserError, unknown_name
 from lrp_compress.registry import Registry
 
 GAMMA = 0.25
@@ -26,6 +30,59 @@ Seed = Callable[[Tensor, Tensor], Tensor]
 
 COMPOSITES: Registry[Composite] = Registry("criterion.composite")
 SEEDS: Registry[Seed] = Registry("criterion.relevance_seed")
+
+
+# Groups of layers with a rule of their own. That of conv1 only decides which pixels the relevance goes to.
+GROUPS = ("head", "dense", "conv3", "conv2", "conv1")
+
+RULES: Mapping[str, Callable[[ModuleType, float], Rule]] = {
+    "epsilon": lambda rules, _: rules.Epsilon(EPSILON),
+    "zplus": lambda rules, _: rules.ZPlus(EPSILON),
+    "gamma": lambda rules, gamma: rules.Gamma(gamma, EPSILON),
+    "alpha_beta": lambda rules, alpha: rules.AlphaBeta(alpha, alpha - 1, EPSILON),
+}
+LEAST = {"gamma": 0.0, "alpha_beta": 1.0}  # parameters of the rules that have one
+
+
+def find_composite(name: str) -> Composite:
+    """Look a composite up by its name, or read one that is spelled out.
+
+    Raises
+    ------
+    UserError
+        If there is no composite of that name, no such group or rule, or the rule takes no such parameter.
+    """
+    return _read(name) if " " in name else COMPOSITES[name]
+
+
+def _read(spelled: str) -> Composite:
+    rules_of: dict[str, tuple[str, float]] = {}
+    for part in spelled.split(","):
+        group, rule, parameter = ([*part.split(), "", "", ""])[:3]
+        for kind, given, known in (("group", group, GROUPS), ("rule", rule, RULES)):
+            if given not in known:
+                raise unknown_name(f"criterion.composite={spelled}: the {kind}", given, known)
+        rules_of[group] = rule, _parameter(spelled, rule, parameter)
+
+    def composite(rules: ModuleType, layer: str) -> Rule:
+        rule, parameter = rules_of.get("dense" if layer.startswith("fc") else layer, ("epsilon", 0.0))
+        return RULES[rule](rules, parameter)
+
+    return composite
+
+
+def _parameter(spelled: str, rule: str, given: str) -> float:
+    least = LEAST.get(rule)
+    try:
+        value = float(given) if given else None
+    except ValueError:
+        value = math.nan
+    if least is None and value is None:
+        return 0.0
+    if least is None or value is None or not least <= value < math.inf:
+        takes = "takes no number" if least is None else f"takes a number of at least {least:g}"
+        raise UserError(f"criterion.composite={spelled}: the rule {rule} {takes}, got {given or 'none'}")
+    return value
 
 
 def pixel_box(rules: ModuleType) -> Rule:

@@ -32,11 +32,14 @@ class ChannelScores:
         The criterion's name.
     states : int
         States the scores are a mean over; 0 for a criterion that looks at none.
+    composite : str
+        The rules relevance followed; empty where there is none.
     """
 
     scores: dict[str, Tensor]
     criterion: str
     states: int
+    composite: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def score_channels(
     evidence = Evidence(network, observations[chosen], outputs[chosen], config, seed)
     raw = criterion.score(evidence)
     scores = {name: _shares(raw[name], name, config.name) for name in network.widths}
-    return ChannelScores(scores, config.name, count)
+    composite = config.composite if criterion.score is lrp else ""
+    return ChannelScores(scores, config.name, count, composite)
 
 
 def _shares(raw: Tensor, layer: str, criterion: str) -> Tensor:
@@ -151,11 +155,13 @@ def _shares(raw: Tensor, layer: str, criterion: str) -> Tensor:
 
 
 @register_criterion("lrp")
+@register_criterion("lrp_tuned")
 def lrp(evidence: Evidence) -> dict[str, Tensor]:
     """Relevance: mean over the states of abs(sum over positions of R).
 
     Signs may cancel within a map but not between states: signed sums over states lose to random pruning. After Yeom
-    et al. 2021, "Pruning by Explaining", seeded with the output's value.
+    et al. 2021, "Pruning by Explaining", seeded with the output's value. Under the name ``lrp_tuned`` the composite is
+    the one that `lrp_compress.compression.tuning` has found.
     """
     config = evidence.config
     passes = relevance_batches(

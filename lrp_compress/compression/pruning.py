@@ -29,6 +29,12 @@ ROUNDING: dict[str, dict[str, int]] = {
 }
 
 
+def rounding(profile: str, layer: str) -> int:
+    """Look up the multiple that a layer's width is rounded up to."""
+    multiples = ROUNDING[profile]
+    return multiples.get(layer, multiples[""])
+
+
 @dataclass(frozen=True)
 class PruningPlan:
     """Which channels stay.
@@ -140,9 +146,8 @@ def plan_pruning(
     else:
         target_widths = {name: _kept(original_widths[name], _layer_ratio(name, config, ratio)) for name in layers}
     keep = {name: list(range(width)) for name, width in network.widths.items()}
-    multiples = ROUNDING[config.round_to]
     for name in layers:
-        multiple = multiples.get(name, multiples[""])
+        multiple = rounding(config.round_to, name)
         width = math.ceil(max(target_widths[name], config.min_width) / multiple) * multiple
         keep[name] = sorted(_best_first(ranked[name])[:width])
     prunable = sum(original_widths[name] for name in layers)

@@ -12,7 +12,7 @@ after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves f
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,12 +144,15 @@ def repair(
     for name in layers_to_solve(repaired):
         layer: Any = repaired.get_submodule(name)
         weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
-        gram, cross = _sums(repaired, name, kept.get(name), weight, training)
-        tried = STRENGTHS if strength is None else (strength,)
-        changes = {value: _solve(gram, cross, value) for value in tried}
         if strength is None:
-            gains = _gains(changes, *_sums(repaired, name, kept.get(name), weight, held_out))
+            gram, cross = _sums(_examples(repaired, name, kept.get(name), weight, training))
+            changes = {value: _solve(gram, cross, value) for value in STRENGTHS}
+            gains = _gains(changes, *_sums(_examples(repaired, name, kept.get(name), weight, held_out)))
             changes = {value: changes[value] for value in changes if gains[value] == max(0.0, *gains.values())}
+        else:
+            examples = _examples(repaired, name, kept.get(name), weight, training)
+            few = sum(len(lesson.wanted[name]) for lesson in training) < weight.shape[1]
+            changes = {strength: _solve_few(examples, strength) if few else _solve(*_sums(examples), strength)}
         for value, change in changes.items():  # one, or none
             weight += change.T.float()
             strengths[name] = value
@@ -158,12 +161,10 @@ def repair(
     return Repair(repaired, strengths)
 
 
-def _sums(
+def _examples(
     network: PolicyNetwork, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
-) -> tuple[Tensor, Tensor]:
-    """Sum X'X and X'(Z - X W) of a layer over the states, in float64; X ends in ones for the bias."""
-    size = weight.shape[1]
-    gram, cross = (torch.zeros(size, columns, dtype=torch.float64) for columns in (size, len(weight)))
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give X and Z - X W of a layer for batches of states, in float64; X ends in ones for the bias."""
     layer: Any = network.get_submodule(name)
     found: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
@@ -172,12 +173,18 @@ def _sums(
             fast_outputs(network, lesson.observations)
             rows = _rows(layer, found.pop(), lesson.places.get(name))
             wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
-            error = (wanted - rows @ weight.T).double()
-            rows = rows.double()  # in single precision X'X need not be positive definite
-            gram += rows.T @ rows
-            cross += rows.T @ error
+            yield rows.double(), (wanted - rows @ weight.T).double()  # single: X'X need not be positive definite
     finally:
         handle.remove()
+
+
+def _sums(examples: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Sum X'X and X'(Z - X W) over batches, of which there is one at least."""
+    rows, error = next(examples)
+    gram, cross = rows.T @ rows, rows.T @ error
+    for rows, error in examples:
+        gram += rows.T @ rows
+        cross += rows.T @ error
     return gram, cross
 
 
@@ -195,6 +202,14 @@ def _rows(layer: nn.Module, inputs: Tensor, places: Tensor | None) -> Tensor:
 def _solve(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
     damped = gram + strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
     return torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+
+
+def _solve_few(examples: Iterator[tuple[Tensor, Tensor]], strength: float) -> Tensor:
+    """Solve from fewer rows than inputs: the same by way of X X', which is the smaller matrix then."""
+    rows, error = (torch.cat(parts) for parts in zip(*examples, strict=True))
+    kernel = rows @ rows.T
+    kernel += strength * kernel.trace() / rows.shape[1] * torch.eye(len(rows), dtype=rows.dtype)
+    return rows.T @ torch.cholesky_solve(error, torch.linalg.cholesky(kernel))
 
 
 def _gains(changes: Mapping[float, Tensor], gram: Tensor, cross: Tensor) -> dict[float, float]:

@@ -171,7 +171,10 @@ def _chosen(records: Sequence[Record], front: Sequence[Mapping[str, Any]], count
 
 
 def _short(record: Record) -> str:
-    return f"{record.settings['game.name']}, {record.criterion}, {record.settings['prune.ratio']:.2f}"
+    settings = record.settings
+    budget = settings.get("prune.budget", "none")
+    much = f"{settings['prune.ratio']:.2f}" if budget == "none" else f"{budget} {settings['prune.share']:.2f}"
+    return f"{settings['game.name']}, {record.criterion}, {much}"
 
 
 def _widths(records: Sequence[Record], front: Sequence[Mapping[str, Any]]) -> Section:

@@ -21,8 +21,8 @@ Value = str | int | float
 RATIO_STEP = 0.05  # of a layer's channels: finer ones often give the same widths
 LAYER_RATIO = "prune.layer_ratios."
 
-# What a trial may try. LRP in two ways, the best of the cheap criteria, and what all of them have to beat.
-CRITERIA = ("lrp", "taylor", "weight_l1", "random")
+# What a trial may try. LRP in three ways, the best of the cheap criteria, and what all of them have to beat.
+CRITERIA = ("lrp", "lrp_tuned", "taylor", "fisher", "weight_l1", "random")
 
 
 class Dimensions:

@@ -17,7 +17,7 @@ from lrp_compress.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 16}
-WITH_STATES = ["activation", "apoz", "fisher", "lrp", "taylor"]
+WITH_STATES = ["activation", "apoz", "fisher", "lrp", "lrp_tuned", "taylor"]
 
 
 def small_network(head: str = "q", seed: int = 3) -> PolicyNetwork:

@@ -21,7 +21,7 @@ from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import STRENGTHS, lessons, repair
+from lrp_compress.compression.repair import STRENGTHS, _solve, _solve_few, _sums, lessons, repair
 from lrp_compress.config import CriterionConfig, PruneConfig, RolloutsConfig
 
 GAMES = ("breakout", "freeway", "pong", "road_runner")
@@ -94,6 +94,13 @@ def test_what_lost_nothing_does_not_change(head: str, strength: float | None, st
     repaired = repair(network, all_channels(network.widths), learned, learned, strength).network
     for name, value in network.state_dict().items():
         torch.testing.assert_close(repaired.state_dict()[name], value, rtol=0, atol=1e-5)
+
+
+def test_from_few_states_the_smaller_equations_say_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [tuple(torch.randn(7, n, generator=generator, dtype=torch.float64) for n in (40, 3)) for _ in range(3)]
+    expected = _solve(*_sums(iter(batches)), 1e-2)
+    torch.testing.assert_close(_solve_few(iter(batches), 1e-2), expected)
 
 
 @pytest.mark.parametrize("game", GAMES)
