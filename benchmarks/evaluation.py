@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py
 
-Alone, the emulators are stepped with random actions, as many at once and in the same groups as an evaluation does it.
-The bare loop has the teacher act in them and notes nothing. Evaluations are of the shipped agent, of one of half its
+Alone, the emulators are stepped with random actions, as many at once as an evaluation has, in two groups. The bare loop
+has the teacher act in them and notes nothing. Evaluations are of the shipped agent, of one of half its
 channels (random ones: only its speed counts) and of that one's int8 file, all on emulators made before the first turn;
 the seeded start of the games is part of every turn, and decisions of games beyond the share are not counted. They take
 turns, so a slow minute of the machine slows all. Prints decisions a second and the ratios to the emulators alone.
@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--game", default="pong")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--envs", type=int, default=20, help="games at once")
-    parser.add_argument("--episodes", type=int, default=20, help="games of an evaluation")
+    parser.add_argument("--envs", type=int, default=30, help="games at once")
+    parser.add_argument("--episodes", type=int, default=30, help="games of an evaluation")
     parser.add_argument("--max-frames", type=int, default=4000, help="emulator frames after which a game is cut")
     parser.add_argument("--steps", type=int, default=400, help="of every emulator, without evaluation")
     options = parser.parse_args()
@@ -113,7 +113,9 @@ def main() -> None:
             "evaluate, student": evaluating(student, config, emulators),
             "evaluate, int8": evaluating(student, config, emulators, OnnxPolicy(path).outputs),
         }
-        stepping(teacher, config, 1, emulators, acting=False)(0)  # makes the emulators
+        stepping(teacher, config, 1, emulators, acting=False)(0)  # makes the emulators, and those of evaluations:
+        with emulators.groups(teacher, config.envs, PROTOCOL, 0, max_frames=config.max_frames, count=config.envs):
+            pass
         turns: list[dict[str, float]] = []
         for turn in range(options.turns):
             turns.append({name: loop(turn) for name, loop in loops.items()})
