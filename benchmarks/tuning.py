@@ -3,10 +3,10 @@
     python benchmarks/tuning.py
 
 Tunes `criterion=lrp_tuned` on each shipped agent, prunes the agent by the rules found and by `epsilon`, and once more
-by `epsilon` with the widths that `prune=auto` chooses for as many parameters as one ratio leaves. The networks are
-repaired and compared with their teacher in states of other games than those anything was tuned, solved or scored on.
-Prints a Markdown table of KL divergences in nats and of greedy actions that agree. Rollouts and figures are kept in a
-folder, so a command that was cut off goes on.
+by `epsilon` with the widths that `prune=auto` chooses for the parameters or MACs that one ratio leaves. The networks
+are repaired and compared with their teacher in states of other games than those anything was tuned, solved or scored
+on. Prints a Markdown table of KL divergences in nats and of greedy actions that agree. Rollouts and figures are kept in
+a folder, so a command that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -70,9 +70,10 @@ class Bench:
                 for ratio in wanted:
                     self._keep(f"{name}{ratio}", self._figures(scores, defaults().prune, ratio))
 
-    def widths(self) -> None:
-        """Prune by the default rules to the widths chosen for as many parameters as one ratio leaves."""
-        wanted = [ratio for ratio in RATIOS if f"auto {ratio}" not in self.known]
+    def widths(self, budget: str) -> None:
+        """Prune by the default rules to the widths chosen for what one ratio leaves of a budget."""
+        auto = f"auto, equal {budget}"
+        wanted = [ratio for ratio in RATIOS if f"{auto} {ratio}" not in self.known]
         if not wanted:
             return
         scores, prune = self._scores("epsilon"), defaults().prune
@@ -82,14 +83,14 @@ class Bench:
             self._keep("curves", {name: list(curve.items()) for name, curve in curves.items()})
             self._keep("curves, cpu_s", time.process_time() - start)
         curves = {name: dict(map(tuple, curve)) for name, curve in self.known["curves"].items()}
-        costs = Costs(self.teacher, "params")
+        costs = Costs(self.teacher, budget)
         for ratio in wanted:
             uniform = {name: len(kept) for name, kept in self._plan(scores, prune, ratio).keep.items()}
             share = costs(uniform) / costs(self.teacher.widths)
-            chosen = choose_widths(self.teacher, curves, dataclasses.replace(prune, budget="params", share=share))
+            chosen = choose_widths(self.teacher, curves, dataclasses.replace(prune, budget=budget, share=share))
             settled = with_widths(prune, self.teacher.widths, chosen)
-            self._keep(f"auto {ratio}", self._figures(scores, settled, settled.ratio))
-            self._keep(f"auto widths {ratio}", chosen)
+            self._keep(f"{auto} {ratio}", self._figures(scores, settled, settled.ratio))
+            self._keep(f"{auto} widths {ratio}", chosen)
 
     def _scores(self, composite: str) -> ChannelScores:
         seen = self.rollouts.observations(torch.arange(len(self.rollouts)))
@@ -120,10 +121,10 @@ def table(known: dict[str, Figures]) -> Iterator[str]:
         + " | rules, widths |\n|---|---|---|---|---|---|"
     )
     for game, figures in known.items():
-        for name in ("epsilon", "tuned", "tuned before repair", "auto"):
+        for name in ("epsilon", "tuned", "tuned before repair", "auto, equal params", "auto, equal macs"):
             cells = [figures.get(f"{name} {ratio}") for ratio in RATIOS]
-            if all(cells):
-                told = [f"{kl:.2g}, {agreement:.0%}" for kl, agreement in cells]
+            if any(cells):
+                told = [f"{cell[0]:.2g}, {cell[1]:.0%}" if cell else "" for cell in cells]
                 widths = (figures.get(f"{name} widths {ratio}") for ratio in RATIOS)
                 note = "; ".join(", ".join(map(str, one.values())) for one in widths if one)
                 yield f"| {game} | {name} | {' | '.join(told)} | {figures.get(name, {}).get('composite', note)} |"
@@ -147,7 +148,8 @@ def main() -> None:
         for game in () if options.only_print else options.games:
             bench = Bench(game, options)
             bench.tuned(repaired=True)
-            bench.widths()
+            bench.widths("params")
+            bench.widths("macs")
             if options.before_repair:
                 bench.tuned(repaired=False)
     paths = {game: options.folder / f"tuning-{game}-{options.seed}.json" for game in options.games}
