@@ -69,8 +69,10 @@ def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Te
     -------
     Tensor of `dtype`, shape (N, channels, 20, 20)
     """
-    # by way of int16: PyTorch converts uint8 to bfloat16 one element at a time, these two steps are vectorised
-    blocks = _blocks(observations).to(torch.int16).to(dtype)
+    blocks = _blocks(observations)
+    if dtype == torch.bfloat16:  # PyTorch converts uint8 to it one element at a time, these two steps are vectorised
+        blocks = blocks.to(torch.int16)
+    blocks = blocks.to(dtype)
     return functional.conv2d(blocks, _block_weight(conv1.weight) / 255, conv1.bias)
 
 

@@ -6,6 +6,7 @@ architecture); dueling streams from Wang et al. 2016, "Dueling Network Architect
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -145,6 +146,14 @@ def _check_widths(widths: Mapping[str, int], head: str, actions: int) -> None:
         raise ValueError(f"a network with head {head!r} has the layers {expected}, got {list(widths)}")
     if min(*widths.values(), actions) < 1:
         raise ValueError(f"widths and actions must be at least 1, got {dict(widths)} and {actions} actions")
+
+
+def twin(network: PolicyNetwork) -> PolicyNetwork:
+    """Copy a network for another thread: its weights stay those of the original, gradients and hooks are its own."""
+    copied = copy.deepcopy(network)
+    for own, original in zip(copied.parameters(), network.parameters(), strict=True):
+        own.data = original.data
+    return copied
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -267,7 +268,9 @@ def human_normalised(score: float, game: GameConfig) -> float:
 
 
 def _network_outputs(agent: Agent) -> Outputs:
-    return lambda observations: batched_outputs(agent.network, torch.from_numpy(observations))
+    network = copy.deepcopy(agent.network)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a quarter less time for few states
+    return lambda observations: batched_outputs(network, torch.from_numpy(observations))
 
 
 def _play(outputs: Outputs, players: Sequence[_Player], rule: ActionRule, seed: int, label: str) -> None:

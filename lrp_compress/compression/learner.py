@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs
-from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.networks import PolicyNetwork, twin
 from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.atari.rollouts import LabelledStates
 from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss, match_entropy
@@ -118,7 +118,7 @@ class Learner:
         self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
-        self._networks = [student, *(_twin(student) for _ in range(_workers(student) - 1))]
+        self._networks = [student, *(twin(student) for _ in range(_workers(student) - 1))]
         self._threads = ThreadPoolExecutor(len(self._networks))
         self._optimiser = torch.optim.AdamW(
             student.parameters(), lr=self._learning_rate, weight_decay=config.weight_decay, fused=True
@@ -264,14 +264,6 @@ class Learner:
 def _workers(network: PolicyNetwork) -> int:
     """Say in how many parts of a batch, each in a thread, gradients are computed: small layers leave threads idle."""
     return 2 if network.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1
-
-
-def _twin(network: PolicyNetwork) -> PolicyNetwork:
-    """Copy a network whose weights stay those of the original, with gradients of its own."""
-    twin = copy.deepcopy(network)
-    for own, original in zip(twin.parameters(), network.parameters(), strict=True):
-        own.data = original.data
-    return twin
 
 
 @torch.no_grad()

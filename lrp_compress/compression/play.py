@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import dense_values, fast_outputs
-from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.networks import PolicyNetwork, twin
 from lrp_compress.atari.acting import ActionRule, act, choose_actions
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.atari.groups import reset_groups
+from lrp_compress.atari.envs import AtariEnvs, Step
+from lrp_compress.atari.groups import in_threads, reset_groups
 
 
 @dataclass(frozen=True)
@@ -68,32 +69,57 @@ class Player:
         seed: int,
         dtype: torch.dtype,
     ) -> None:
-        self._teacher = teacher.network
         self._hinted = hinted
-        self._groups = groups
         # play that samples explores anyway, and would reach fewer late states
         self._rule = ActionRule("greedy", epsilon) if rule.kind == "greedy" else rule
-        self._rng = np.random.default_rng(seed)
         self._dtype = dtype
-        self._steps = reset_groups(groups)
+        self._seats = [
+            _Seat(_own(teacher.network), envs, step, np.random.default_rng([seed, number]))
+            for number, (envs, step) in enumerate(zip(groups, reset_groups(groups), strict=True))
+        ]
 
     def play(self, actor: PolicyNetwork | None, steps: int) -> list[Visited]:
-        """Play some steps of all environments; without an actor the teacher acts."""
-        return [self._step(actor) for _ in range(steps)]
+        """Play some steps of all environments, each group in a thread; without an actor the teacher acts."""
+        visited: dict[_Seat, list[Visited]] = {}
 
-    def _step(self, actor: PolicyNetwork | None) -> Visited:
-        observations = np.concatenate([step.observations for step in self._steps])
-        first, ended = (np.concatenate([getattr(step, name) for step in self._steps]) for name in ("first", "ended"))
-        labels = label(self._teacher, self._hinted, observations, self._dtype)
+        def sit(seat: _Seat, ended: Event) -> None:
+            visited[seat] = [self._step(seat, actor) for _ in range(steps) if not ended.is_set()]
+
+        in_threads(sit, self._seats)
+        return [_together(at_once) for at_once in zip(*(visited[seat] for seat in self._seats), strict=True)]
+
+    def _step(self, seat: _Seat, actor: PolicyNetwork | None) -> Visited:
+        step = seat.step
+        labels = label(seat.teacher, self._hinted, step.observations, self._dtype)
         if actor is None:
-            actions = choose_actions(labels[:, : self._teacher.actions], self._rule, self._rng)
+            actions = choose_actions(labels[:, : seat.teacher.actions], self._rule, seat.rng)
         else:
-            actions, _ = act(actor, observations, self._rule, self._rng, self._dtype)
-        ends = np.cumsum([envs.envs for envs in self._groups])
-        for envs, own in zip(self._groups, np.split(actions, ends[:-1]), strict=True):
-            envs.send(own)
-        self._steps = [envs.receive() for envs in self._groups]
-        return Visited(observations, labels, first, ended)
+            actions, _ = act(actor, step.observations, self._rule, seat.rng, self._dtype)
+        seat.step = seat.envs.step(actions)
+        return Visited(step.observations, labels, step.first, step.ended)
+
+
+@dataclass(eq=False)
+class _Seat:
+    """A group of environments, where its games stand, and what its actions are drawn with."""
+
+    teacher: PolicyNetwork
+    envs: AtariEnvs
+    step: Step
+    rng: np.random.Generator
+
+
+def _own(teacher: PolicyNetwork) -> PolicyNetwork:
+    network = twin(teacher)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _together(groups: Sequence[Visited]) -> Visited:
+    observations, first, ended = (
+        np.concatenate([getattr(visited, name) for visited in groups]) for name in ("observations", "first", "ended")
+    )
+    return Visited(observations, torch.cat([visited.labels for visited in groups]), first, ended)
 
 
 @torch.inference_mode()

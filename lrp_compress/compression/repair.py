@@ -6,7 +6,9 @@ ridge regression towards the weights W it has, not towards 0:
 
     W + (X'X + k I)^-1 X'(Z - X W),    k = strength * mean(diag(X'X)),
 
-after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel.
+after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. What counts in
+the end is the policy, so the heads are then fitted to the teacher's: their KL divergence is convex in the weights, as
+in multinomial logistic regression.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_compress.agents.inference import fast_outputs
+from lrp_compress.agents.inference import fast_conv1, fast_outputs
 from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.compression.losses import default_temperature, kl
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state
 BATCH = 256  # states computed at a time
+HEAD_RIDGE = 1e-3  # nats for a mean squared change of the outputs, in temperatures, by one
+HEAD_STEPS = 60  # of L-BFGS at most
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,14 @@ class Lesson:
         By convolution: the places of its map that are looked at, int64 of shape (P,), counted row by row.
     wanted : dict of str to Tensor
         By layer, the heads included: its outputs before any ReLU, float32 of shape (N * P, channels) or (N, units).
+    outputs : Tensor of float32, shape (N, actions)
+        The teacher's outputs.
     """
 
     observations: Tensor
     places: dict[str, Tensor]
     wanted: dict[str, Tensor]
+    outputs: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def layers_to_solve(network: PolicyNetwork) -> list[str]:
     return [*network.widths][1:] + [name for name, _ in network.named_children() if name.endswith("head")]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def lessons(teacher: PolicyNetwork, observations: Tensor, seed: int) -> list[Lesson]:
     """Let a teacher say what its layers say of some states.
 
@@ -100,7 +108,7 @@ def lessons(teacher: PolicyNetwork, observations: Tensor, seed: int) -> list[Les
 
 
 def _lesson(teacher: PolicyNetwork, batch: Tensor, said: dict[str, Tensor], generator: torch.Generator) -> Lesson:
-    fast_outputs(teacher, batch)  # fills what is said
+    outputs = fast_outputs(teacher, batch)  # fills what is said
     places = {
         name: torch.randperm(output[0, 0].numel(), generator=generator)[:PATCHES]
         for name, output in said.items()
@@ -110,10 +118,10 @@ def _lesson(teacher: PolicyNetwork, batch: Tensor, said: dict[str, Tensor], gene
         name: output.flatten(2)[:, :, places[name]].transpose(1, 2).flatten(0, 1) if name in places else output.clone()
         for name, output in said.items()
     }
-    return Lesson(batch, places, wanted)
+    return Lesson(batch, places, wanted, outputs)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def repair(
     network: PolicyNetwork,
     kept: Mapping[str, Sequence[int]],
@@ -158,7 +166,39 @@ def repair(
             strengths[name] = value
         layer.weight.copy_(weight[:, :-1].view_as(layer.weight))
         layer.bias.copy_(weight[:, -1])
+    _fit_heads(repaired, training, held_out)
     return Repair(repaired, strengths)
+
+
+def _fit_heads(network: PolicyNetwork, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
+    """Bring the policy as near to the teacher's as the heads can, unless it is no nearer on the held-out states."""
+    hidden, wanted = _before_heads(network, training)
+    temperature = default_temperature(network.head_kind, wanted)
+    start = network.decide(*hidden)
+    fitted = copy.deepcopy(network)
+    weights = [parameter.requires_grad_() for head in fitted.heads for parameter in head.parameters()]
+    optimiser = torch.optim.LBFGS(weights, max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimiser.zero_grad()
+        outputs = fitted.decide(*hidden)
+        change = ((outputs - start) / temperature).square().mean()
+        value = kl(outputs, wanted, temperature) + HEAD_RIDGE * change
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimiser.step(loss)  # type: ignore[no-untyped-call]
+    judged, wanted = _before_heads(network, held_out or training)
+    now, then = (kl(one.decide(*judged), wanted, temperature) for one in (fitted, network))
+    if now < then:
+        network.load_state_dict(fitted.state_dict())
+
+
+def _before_heads(network: PolicyNetwork, lessons: Sequence[Lesson]) -> tuple[list[Tensor], Tensor]:
+    """Compute what each head sees in the states of some lessons, and give the teacher's outputs there."""
+    hidden = [network.after_conv1(fast_conv1(network.conv1, lesson.observations, torch.float32)) for lesson in lessons]
+    return [torch.cat(parts) for parts in zip(*hidden, strict=True)], torch.cat([one.outputs for one in lessons])
 
 
 def _examples(
