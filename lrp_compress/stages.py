@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 UNDISTILLED = ("pruned", "repaired")  # judged by fewer games
 JUDGED = 4  # times as many states repair is solved on as choose its strength
+SHARED_FORMAT = 2  # of the files that runs share: where it is another, they are made anew
 COMPARED = 4096  # held-out states at most that agents are compared on
 
 
@@ -336,7 +337,8 @@ class Stages:
     def _shared(self, kind: str, settings: Mapping[str, Any], seed: int) -> Path:
         """Path, without suffix, of a result that depends on the teacher's play alone."""
         info, game = self.teacher.info, dataclasses.asdict(self.config.game)
-        key = [__version__, self._digest, info.fire_on_life_loss, game, self.config.protocol, str(self.rule), seed]
+        how = [info.fire_on_life_loss, game, self.config.protocol, str(self.rule), seed]
+        key = [__version__, SHARED_FORMAT, self._digest, *how]
         return Path(self.config.cache_dir) / f"{kind}-{info.game}-{value_digest([*key, settings])[:16]}"
 
 

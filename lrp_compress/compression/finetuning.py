@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +24,11 @@ from tqdm import tqdm
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import fast_outputs, faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.states import load_state, save_state
 from lrp_compress.atari.acting import cores_shared_with_emulators
 from lrp_compress.compression.critic import LinearCritic, estimate_advantages
 from lrp_compress.compression.trajectories import Trajectories, trajectories
 from lrp_compress.config import FinetuneConfig
-from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path
 from lrp_compress.processes import keep_freed_memory
 from lrp_compress.seeding import stage_seed
 
@@ -229,17 +226,13 @@ class ProximalLearner:
             "steps": self.steps,
             "returns": list(self._returns),
         }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        save_state(path, state)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint, if there is one."""
-        if not path.exists():
+        state = load_state(path)
+        if state is None:
             return
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is no whole checkpoint; force=true runs anew") from error
         self.student.load_state_dict(state["student"])
         self._optimiser.load_state_dict(state["optimiser"])
         self._critic.load_state_dict(state["critic"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, cast
+from statistics import fmean
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,12 +17,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs
 from lrp_compress.agents.networks import PolicyNetwork, twin
+from lrp_compress.agents.states import load_state, save_state
 from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.atari.rollouts import LabelledStates
 from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss, match_entropy
 from lrp_compress.config import DistillConfig
-from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path
 
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
 LEARNING_RATES = {"policy": 2e-3, "q": 3e-4, "dueling": 3e-4}
@@ -194,9 +193,16 @@ class Learner:
         return self.curve[-1]
 
     def stalls(self) -> bool:
-        """Tell whether the held-out loss has hardly fallen over the last ``config.patience`` samples."""
-        earlier = [p for p in self.curve if p.samples <= self.samples - self._config.patience]
-        return bool(earlier) and self.curve[-1].held_out_loss > (1 - self._config.min_gain) * earlier[-1].held_out_loss
+        """Tell whether the mean held-out loss of the last ``config.patience`` samples is hardly below that before."""
+        windows: tuple[list[float], list[float]] = [], []
+        for progress in self.curve:
+            age = (self.samples_checked - progress.samples) // self._config.patience
+            if age < len(windows):
+                windows[age].append(progress.held_out_loss)
+        if self.samples_checked < 2 * self._config.patience or not all(windows):
+            return False
+        newer, older = map(fmean, windows)
+        return newer > (1 - self._config.min_gain) * older
 
     def _judge(self, network: PolicyNetwork) -> tuple[float, float]:
         outputs = batched_outputs(network, self._held_out.observations)
@@ -235,8 +241,7 @@ class Learner:
             "losses": self._losses,
             "curve": [astuple(progress) for progress in self.curve],
         }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        save_state(path, state)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint, if there is one.
@@ -246,12 +251,9 @@ class Learner:
         UserError
             If it is damaged.
         """
-        if not path.exists():
+        state = load_state(path)
+        if state is None:
             return
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is no whole checkpoint; force=true runs anew") from error
         self._student.load_state_dict(state["student"])
         self._average.load_state_dict(state["average"])
         self._best.load_state_dict(state["best"])

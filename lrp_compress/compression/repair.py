@@ -6,9 +6,9 @@ ridge regression towards the weights W it has, not towards 0:
 
     W + (X'X + k I)^-1 X'(Z - X W),    k = strength * mean(diag(X'X)),
 
-after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. What counts in
-the end is the policy, so the heads are then fitted to the teacher's: their KL divergence is convex in the weights, as
-in multinomial logistic regression.
+after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. Of Q-values only
+the order counts, so their heads are then fitted to the teacher's choice of actions: the KL divergence of the two
+softmaxes is convex in the last weights, as in multinomial logistic regression.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lrp_compress.compression.losses import default_temperature, kl
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state
 BATCH = 256  # states computed at a time
-HEAD_RIDGE = 1e-3  # nats for a mean squared change of the outputs, in temperatures, by one
+HEAD_RIDGE = 1e-4  # nats for a mean squared change of the outputs, in temperatures, by one
 HEAD_STEPS = 60  # of L-BFGS at most
 
 
@@ -166,12 +166,14 @@ def repair(
             strengths[name] = value
         layer.weight.copy_(weight[:, :-1].view_as(layer.weight))
         layer.bias.copy_(weight[:, -1])
-    _fit_heads(repaired, training, held_out)
+    if repaired.head_kind != "policy":  # a policy that is sampled from would get softer wherever it cannot tell
+        _fit_heads(repaired, training, held_out)
     return Repair(repaired, strengths)
 
 
+@torch.no_grad()
 def _fit_heads(network: PolicyNetwork, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
-    """Bring the policy as near to the teacher's as the heads can, unless it is no nearer on the held-out states."""
+    """Bring the softmax as near to the teacher's as the heads can, unless it is no nearer on the held-out states."""
     hidden, wanted = _before_heads(network, training)
     temperature = default_temperature(network.head_kind, wanted)
     start = network.decide(*hidden)

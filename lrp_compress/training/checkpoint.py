@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path
+from lrp_compress.agents.states import save_state
 from lrp_compress.training.replay import FrameReplayBuffer
 
 # How far the learner is; each algorithm has some of them.
@@ -28,25 +25,7 @@ def save_checkpoint(path: Path, learner: BaseAlgorithm, returns: Iterable[float]
     }
     if replay := _replay(learner):
         state["replay"] = replay.state_dict()
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint, if there is one; only tensors and numbers, never other objects.
-
-    Raises
-    ------
-    UserError
-        If it is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is no whole checkpoint; force=true trains anew") from error
-    return state
+    save_state(path, state)
 
 
 def restore(learner: BaseAlgorithm, state: dict[str, Any]) -> None:

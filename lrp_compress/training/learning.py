@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.formats import network_from_state
+from lrp_compress.agents.states import load_state
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import TrainConfig
 from lrp_compress.processes import keep_freed_memory
@@ -26,7 +27,7 @@ from lrp_compress.progress import Pace
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import begin_with, make_learner
-from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from lrp_compress.training.checkpoint import restore, save_checkpoint
 from lrp_compress.training.vec_env import AtariVecEnv
 
 logger = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def learn(
         After ``config.train.steps`` steps, rounded up to whole updates.
     """
     keep_freed_memory()
-    saved = read_checkpoint(checkpoint)
+    saved = load_state(checkpoint)
     done = saved["counters"]["num_timesteps"] if saved else 0
     seed = stage_seed(config.seed, "train", done)  # goes on with other games than those already played
     with contextlib.closing(make_envs(config, seed)) as env:

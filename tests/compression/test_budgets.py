@@ -24,18 +24,9 @@ from lrp_compress.compression.schedules import cumulative_ratios
 from lrp_compress.config import PruneConfig
 from lrp_compress.deployment.profiling import profile_network
 from lrp_compress.errors import UserError
+from tests.compression.networks import CONVS, NETWORKS
 from tests.compression.test_tuning import played, small_network
 
-CONVS = {"conv1": 8, "conv2": 12, "conv3": 10}
-NETWORKS = {
-    "q": ({**CONVS, "fc1": 20}, "q"),
-    "policy, two dense layers": ({**CONVS, "fc1": 20, "fc2": 15}, "policy"),
-    "dueling": ({**CONVS, "value_fc1": 20, "advantage_fc1": 18}, "dueling"),
-    "dueling, two dense layers": (
-        {**CONVS, "value_fc1": 20, "value_fc2": 9, "advantage_fc1": 18, "advantage_fc2": 10},
-        "dueling",
-    ),
-}
 PRUNE = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True, "params", 0.3)
 
 

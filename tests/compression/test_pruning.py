@@ -16,18 +16,9 @@ from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pr
 from lrp_compress.compression.schedules import cumulative_ratios
 from lrp_compress.config import PruneConfig
 from lrp_compress.errors import UserError
+from tests.compression import networks
 
-CONVS = {"conv1": 8, "conv2": 12, "conv3": 10}
-NETWORKS = {
-    "q": ({**CONVS, "fc1": 20}, "q"),
-    "policy, two dense layers": ({**CONVS, "fc1": 20, "fc2": 15}, "policy"),
-    "dueling": ({**CONVS, "value_fc1": 20, "advantage_fc1": 18}, "dueling"),
-    "dueling, two dense layers": (
-        {**CONVS, "value_fc1": 20, "value_fc2": 9, "advantage_fc1": 18, "advantage_fc2": 10},
-        "dueling",
-    ),
-    "equal widths": ({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 6, "fc2": 6}, "q"),
-}
+NETWORKS = networks.NETWORKS | {"equal widths": ({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 6, "fc2": 6}, "q")}
 CONFIG = PruneConfig(
     ratio=0.5,
     layer_ratios={},
@@ -297,7 +288,7 @@ def test_layer_ratios_take_the_place_of_the_ratio_and_follow_the_schedule() -> N
 def test_layer_ratios_work_alone() -> None:
     network = built()
     plan = planned(scored(network.widths), network, configured(ratio=0.0, layer_ratios={"fc1": 0.75}), 0.0)
-    assert widths_of(plan) == {**CONVS, "fc1": 5}
+    assert widths_of(plan) == {**networks.CONVS, "fc1": 5}
 
 
 @pytest.mark.parametrize(
@@ -319,7 +310,7 @@ def test_settings_that_do_not_fit_are_named_in_one_line(changes: dict[str, objec
 
 
 def test_scores_and_numbering_of_another_network_are_refused() -> None:
-    network, larger = built(), PolicyNetwork({**CONVS, "fc1": 21}, "q", 6)
+    network, larger = built(), PolicyNetwork({**networks.CONVS, "fc1": 21}, "q", 6)
     with pytest.raises(ValueError, match="fc1 has 20 channels, but its scores"):
         planned(scored(larger.widths), network, CONFIG, 0.5)
     with pytest.raises(ValueError, match="fc1 has 20 channels, but 21 original indices"):

@@ -21,7 +21,7 @@ from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import STRENGTHS, _solve, _solve_few, _sums, lessons, repair
+from lrp_compress.compression.repair import STRENGTHS, _fit_heads, _solve, _solve_few, _sums, lessons, repair
 from lrp_compress.config import CriterionConfig, PruneConfig, RolloutsConfig
 
 GAMES = ("breakout", "freeway", "pong", "road_runner")
@@ -94,6 +94,32 @@ def test_what_lost_nothing_does_not_change(head: str, strength: float | None, st
     repaired = repair(network, all_channels(network.widths), learned, learned, strength).network
     for name, value in network.state_dict().items():
         torch.testing.assert_close(repaired.state_dict()[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["q", "dueling"])
+def test_heads_come_as_near_to_the_choice_of_actions_as_they_can(head: str, states: Tensor) -> None:
+    teacher, network = alive(head), alive(head)
+    with torch.no_grad():
+        for last in network.heads:
+            last.weight += 0.5 * last.weight.std() * torch.randn_like(last.weight)
+    learned = lessons(teacher, states[:256], seed=0)
+    wanted = torch.cat([lesson.outputs for lesson in learned])
+    temperature = default_temperature(head, wanted)
+    before = copy.deepcopy(network)
+    _fit_heads(network, learned, learned)
+    lost, left = (kl(one(states[:256]), wanted, temperature) for one in (before, network))
+    assert left < 0.2 * lost  # the teacher's own heads would make it 0
+    for name, value in network.state_dict().items():
+        assert value.equal(before.state_dict()[name]) != ("head" in name)
+
+
+def test_heads_that_are_no_nearer_in_other_games_are_not_taken(states: Tensor) -> None:
+    network, other = alive("q"), alive("q")
+    with torch.no_grad():
+        other.head.weight *= -3
+    before = copy.deepcopy(network)
+    _fit_heads(network, lessons(other, states[:64], 0), lessons(before, states[64:128], 0))
+    assert all(value.equal(before.state_dict()[name]) for name, value in network.state_dict().items())
 
 
 def test_from_few_states_the_smaller_equations_say_the_same() -> None:

@@ -17,12 +17,13 @@ from stable_baselines3.common.torch_layers import NatureCNN
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.agents.states import load_state
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas
 from lrp_compress.config import TrainConfig
 from lrp_compress.errors import UserError
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import begin_with, make_learner
-from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from lrp_compress.training.checkpoint import restore, save_checkpoint
 from lrp_compress.training.learning import agent_of, learn, make_envs
 from lrp_compress.training.policies import FastNatureCNN
 
@@ -104,7 +105,7 @@ def test_the_agent_computes_what_its_learner_does(trained: Trained):
     settings, agent, algorithm = trained.settings, trained.agent, trained.settings.train.algorithm
     with contextlib.closing(make_envs(settings, 0)) as env:
         learner = make_learner(settings.train, env, "cpu", 0)
-        restore(learner, read_checkpoint(trained.checkpoint) or {})
+        restore(learner, load_state(trained.checkpoint) or {})
     assert learner.num_timesteps == 256
     observations = pixels()
     with torch.no_grad():
@@ -197,7 +198,7 @@ def test_a_stopped_training_goes_on_where_its_checkpoint_is(algorithm: str, tmp_
 
     with pytest.raises(Stop):
         learn(settings, checkpoint, notes, stop)
-    saved = read_checkpoint(checkpoint)
+    saved = load_state(checkpoint)
     assert saved is not None
     done = saved["counters"]["num_timesteps"]
     assert 64 <= done < 256
@@ -221,9 +222,9 @@ def test_the_entropy_of_ppo_counts_less_and_less(tmp_path: Path):
 def test_a_checkpoint_holds_everything(trained: Trained, tmp_path: Path):
     with contextlib.closing(make_envs(trained.settings, 0)) as env:
         learner = make_learner(trained.settings.train, env, "cpu", 0)
-        restore(learner, read_checkpoint(trained.checkpoint) or {})
+        restore(learner, load_state(trained.checkpoint) or {})
         save_checkpoint(tmp_path / "two.pt", learner, [1.0, 2.0])
-    one, two = (read_checkpoint(path) or {} for path in (trained.checkpoint, tmp_path / "two.pt"))
+    one, two = (load_state(path) or {} for path in (trained.checkpoint, tmp_path / "two.pt"))
     assert one["counters"] == two["counters"]
     assert two["returns"] == [1.0, 2.0]
     for part in ("policy", "replay"):
@@ -254,5 +255,5 @@ def test_what_the_algorithm_refuses_is_named_in_one_line(override: str, message:
 def test_a_damaged_checkpoint_is_named_in_one_line(content: bytes, tmp_path: Path):
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"checkpoint.pt is no whole checkpoint; force=true trains anew"):
-        read_checkpoint(path)
+    with pytest.raises(UserError, match=r"checkpoint.pt is no whole checkpoint; force=true starts anew"):
+        load_state(path)

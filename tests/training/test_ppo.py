@@ -13,10 +13,11 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
+from lrp_compress.agents.states import load_state
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import LearnerConfig
 from lrp_compress.training.algorithms import make_learner
-from lrp_compress.training.checkpoint import read_checkpoint, restore, save_checkpoint
+from lrp_compress.training.checkpoint import restore, save_checkpoint
 from lrp_compress.training.ppo import AnnealedPPO
 from lrp_compress.training.vec_env import AtariVecEnv
 
@@ -87,7 +88,7 @@ def test_a_checkpoint_of_recorded_steps_goes_on_anywhere(env: AtariVecEnv, tmp_p
     play(before, env)
     before.train_replayed()
     save_checkpoint(tmp_path / "checkpoint.pt", before, [])
-    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    state = load_state(tmp_path / "checkpoint.pt")
     assert state is not None
     restore(after, state)
     for name, value in before.policy.state_dict().items():
