@@ -6,8 +6,8 @@ ridge regression towards the weights W it has, not towards 0:
 
     W + (X'X + k I)^-1 X'(Z - X W),    k = strength * mean(diag(X'X)),
 
-after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. Of Q-values only
-the order counts, so their heads are then fitted to the teacher's choice of actions: the KL divergence of the two
+after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. Of Q-values the
+order alone counts, so their heads are then fitted to the teacher's choice of actions: the KL divergence of the two
 softmaxes is convex in the last weights, as in multinomial logistic regression.
 """
 
