@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -53,6 +54,29 @@ def register_schemas() -> None:
     ConfigStore.instance().store(name="train_schema", node=TrainConfig)
     ConfigStore.instance().store(name="play_schema", node=PlayConfig)
     ConfigStore.instance().store(name="firmware_schema", node=FirmwareConfig)
+
+
+def check_storage(storage: str) -> None:
+    """Check the address of a study's database before it is written down anywhere.
+
+    Raises
+    ------
+    UserError
+        If it is none, holds a password, or is a database in memory, which ends with its process.
+    """
+    shown = re.sub(r":[^:@/]*@", ":…@", storage)
+    kind, separator, rest = storage.partition("://")
+    if not separator:
+        raise UserError(
+            f"search.storage={shown} is no address of a database; write sqlite:///FILE.db or "
+            "postgresql+psycopg://USER@HOST/NAME"
+        )
+    if re.match(r"[^/@]*:[^/@]*@", rest):
+        raise UserError(
+            f"search.storage={shown} holds a password, which would be kept in files; leave it out and set PGPASSWORD"
+        )
+    if kind.startswith("sqlite") and rest.strip("/") in ("", ":memory:"):
+        raise UserError(f"search.storage={shown} is in memory and ends with its process; write sqlite:///FILE.db")
 
 
 def check_config(cfg: DictConfig, schema: type[Root]) -> Root:

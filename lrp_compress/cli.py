@@ -26,13 +26,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from lrp_compress.checks import check_config, conf_dir, register_schemas, settings
+from lrp_compress.checks import check_config, check_storage, conf_dir, register_schemas, settings
 from lrp_compress.commands import COMMANDS, Command, config_groups, written_out
 from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.mistakes import report
-from lrp_compress.processes import INTERRUPTED, TERMINATED, sigterm_exits
+from lrp_compress.processes import INTERRUPTED, TERMINATED, printing_never_fails, sigterm_exits
 
 LONGEST_FOLDER_NAME = 96
 STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
@@ -77,6 +77,8 @@ class CheckFirst(Callback):
         """Compose every job of a sweep; refuse the sweep if that fails, or if not one job is right."""
         SWEEP.set(config)
         with past_hydra():
+            if storage := config.hydra.sweeper.get("storage"):
+                check_storage(str(storage))
             refusals = []
             for job in sweep_jobs(config):
                 try:
@@ -204,6 +206,7 @@ def main(name: str = "compress") -> None:
     name : str
         A name in `COMMANDS`.
     """
+    printing_never_fails()
     command = COMMANDS[name]
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them

@@ -6,13 +6,17 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lrp_compress.errors import UserError
 from lrp_compress.progress import announced, no_figure, skipped
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FULL = os.strerror(errno.ENOSPC)
@@ -30,7 +34,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        A path with the same suffix, to be written by the caller. It is removed if the block raises.
+        A path with the same suffix, to be written by the caller. It is removed if the block raises. Its name is no
+        other's, since process ids are the same in several containers, and its mode is what the umask makes of it,
+        whatever the caller writes it with.
 
     Raises
     ------
@@ -38,9 +44,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         If the file cannot be written; also where a library raises an error of its own because the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.part{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -94,6 +103,12 @@ def value_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def told_damaged(path: Path, error: Exception) -> None:
+    """Say in one line that a result of ours cannot be read and is made again."""
+    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    logger.warning("%s is damaged (%s); it is made again", path, reason)
+
+
 def stored(
     path: Path,
     make: Callable[[], T],
@@ -105,7 +120,7 @@ def stored(
     """Read a stage's result if its file is there; else make it and write it.
 
     Because files appear whole or not at all, this is what lets an interrupted run go on: the stages that are done
-    are read, the one that was cut off is made again. The log says which.
+    are read, the one that was cut off is made again, as is one whose file cannot be read. The log says which.
 
     Parameters
     ----------
@@ -122,9 +137,13 @@ def stored(
     """
     stage = stage or f"{path.parent.name}/{path.stem}"
     if path.exists():
-        value = read(path)
-        skipped(stage, figure(value))
-        return value
+        try:
+            value = read(path)
+            skipped(stage, figure(value))
+        except Exception as error:  # there is no end of what a reader says of a damaged file
+            told_damaged(path, error)
+        else:
+            return value
 
     def make_and_write() -> T:
         value = make()

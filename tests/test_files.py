@@ -12,7 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from lrp_compress.errors import UserError
 from lrp_compress.files import atomic_path, check_writable, file_digest, read_json, stored, value_digest, write_json
@@ -103,6 +105,37 @@ def test_a_stage_that_was_cut_off_is_made_again(tmp_path: Path):
     with pytest.raises(RuntimeError, match="cut off"):
         stored(path, fail, write_json, read_json)
     assert stored(path, lambda: 7, write_json, read_json) == 7
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"answer": 4', "\0"])
+def test_a_damaged_stage_is_said_and_made_again(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "stage.json"
+    path.write_text(content)
+    for _ in range(2):
+        assert stored(path, lambda: {"answer": 42}, write_json, read_json) == {"answer": 42}
+    assert [record.getMessage().count(str(path)) for record in caplog.records if "damaged" in record.message] == [1]
+    assert "it is made again" in caplog.text
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_files_have_the_mode_of_the_umask_whoever_writes_them(tmp_path: Path, umask: int):
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "agent.safetensors") as temporary:
+            save_file({"weight": torch.zeros(3)}, temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "agent.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_two_processes_of_one_pid_write_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As the first processes of two containers that share a volume."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "value.txt"
+    with atomic_path(path) as one, atomic_path(path) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() in ("one", "other")
 
 
 def fill_by_system() -> None:

@@ -19,6 +19,7 @@ from lrp_compress.files import atomic_path
 
 FORMAT = "lrp_compress/1"
 ACTION_SETS = ("minimal", "full")
+HEADER_START = 4096  # bytes of a file in which our metadata begins
 
 
 @dataclass(frozen=True)
@@ -125,23 +126,32 @@ def load_agent(path: str | Path) -> Agent:
 
 
 def is_own(path: Path) -> bool:
-    """Tell by name and content whether a file claims to be this project's (safetensors), whole or not."""
+    """Tell by its header whether a file is this project's, whole or not: safetensors with our metadata in front."""
     with open(path, "rb") as file:
-        return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"  # after the header's length comes JSON
+        return file.read(9)[8:] == b"{" and b'"lrp_compress"' in file.read(HEADER_START)
 
 
 def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
     if header.pop("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT}")
-    network = PolicyNetwork(header.pop("widths"), header.pop("head"), header.pop("actions"))
+    shape = header.pop("widths"), header.pop("head"), header.pop("actions")
+    with torch.device("meta"):  # sizes first: what is declared need not be there
+        declared = {key: value.shape for key, value in PolicyNetwork(*shape).state_dict().items()}
+    found = {key: value.shape for key, value in tensors.items()}
+    if odd := next((key for key in [*declared, *found] if declared.get(key) != found.get(key)), None):
+        raise ValueError(f"{odd} does not have the shape that its widths give it")
+    if odd := next((key for key, value in tensors.items() if not value.isfinite().all()), None):
+        raise ValueError(f"{odd} holds numbers that are not finite")
+    network = PolicyNetwork(*shape)
     network.load_state_dict({key: value.float() for key, value in tensors.items()})
     return Agent(network.eval(), AgentInfo(**header))
 
 
 def _why(path: Path, error: Exception) -> str:
-    start = path.read_bytes()[:2] if path.stat().st_size else b""
+    with open(path, "rb") as file:
+        start = file.read(9)
     if not start:
         return "it is empty"
-    if start[:1] == b"\x80" or start == b"PK":
+    if start[8:] != b"{" and start.startswith((b"\x80", b"PK")):
         return "it is a pickle or zip archive, which is never unpickled; give a safetensors file of this project"
     return f"it is not a whole safetensors file ({error})"

@@ -6,13 +6,13 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from lrp_compress.agents.formats import AGENT_FILES
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.tracking.downloads import SCHEMES, download
 
 HUB = "hf://"
-AGENT_FILES = {".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model"}
 
 
 def local_file(source: str, cache_dir: Path, tracking: TrackingConfig) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
-from lrp_compress.agents.formats import read_foreign
+from lrp_compress.agents.formats import agents_in, read_foreign
 from lrp_compress.agents.sources import local_file
 from lrp_compress.config import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.errors import UserError
@@ -67,6 +67,9 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
     UserError
         If there is no such file, it cannot be read, or its agent plays another game.
     """
+    if path.is_dir():
+        found = ", ".join(agents_in(path)) or "none that may be one"
+        raise UserError(f"teacher {path} is a folder; give the agent's file (in it: {found})")
     if not path.is_file():
         raise UserError(f"agent file {path} does not exist")
     agent = load_agent(path) if is_own(path) else _adopted(path, game, minimal_actions)

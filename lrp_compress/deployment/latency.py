@@ -23,6 +23,7 @@ import copy
 import gc
 import os
 import random
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ Decision = Callable[[], int]
 # Atari's 60 frames per second; with frame skip 4 a decision is due every 1/15 s.
 DEADLINES_HZ = (60, 30, 15)
 RESAMPLES = 1000  # of the rounds
+CORE_TIMES = Path("/proc/stat")
+LOOKED_FOR = 0.2  # seconds
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,25 @@ def _time_decisions(decide: Decision, count: int) -> _Turn:
     return turn
 
 
+def _idlest(cores: set[int]) -> int:
+    """Choose the core that is least busy now, so that runs side by side do not all wait for the same one.
+
+    Process ids cannot tell: in containers they are all 1.
+    """
+    if len(cores) == 1 or not CORE_TIMES.exists():
+        return random.choice(sorted(cores))
+    before = _busy()
+    time.sleep(LOOKED_FOR)
+    after = _busy()
+    return min(cores, key=lambda core: (after.get(core, 0) - before.get(core, 0), random.random()))
+
+
+def _busy() -> dict[int, int]:
+    """By core the time, in ticks of the system, in which it was not idle."""
+    rows = [line.split() for line in CORE_TIMES.read_text().splitlines() if re.match(r"cpu\d", line)]
+    return {int(name[3:]): sum(map(int, times[:3] + times[5:8])) for name, *times in rows}
+
+
 @contextlib.contextmanager
 def _steady_process(threads: int) -> Iterator[None]:
     """Fix the number of threads, pin a single one to a core, stop garbage collection; put all of it back."""
@@ -278,8 +300,7 @@ def _steady_process(threads: int) -> Iterator[None]:
         gc.disable()
         torch.set_num_threads(threads)
         if pinned:
-            # by process id, so that runs side by side do not all wait for the same core
-            os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
+            os.sched_setaffinity(0, {_idlest(cores)})
         yield
     finally:
         if pinned:

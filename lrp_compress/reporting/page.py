@@ -24,6 +24,7 @@ from lrp_compress.search.charts import hypervolume_chart, importance_chart
 from lrp_compress.search.studies import SETTINGS, Study
 
 PAGE, TABLE = "report.html", "report.csv"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins one in a spreadsheet
 SHOWN_STUDENTS = 6  # whose widths are drawn
 SHOWN_MAPS = 3  # relevance maps are large
 MAP_WIDTH = 1000  # pixels
@@ -90,8 +91,13 @@ def table(records: Sequence[Record]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
     return buffer.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    """Keep a spreadsheet from taking a text for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def render(collection: Collection) -> str:

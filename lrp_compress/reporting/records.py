@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from scipy.stats import t
 
 from lrp_compress.atari.evaluation import BOOTSTRAP_SAMPLES, load_evaluation
@@ -159,7 +157,8 @@ def _read(folder: Path) -> Record | None:
         metrics: Mapping[str, float] = read_json(folder / "result.json")
         if "student/return_mean" not in metrics:
             return None
-        recorded = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "config.yaml"), resolve=True)
+        # nothing in it is resolved: what comes from elsewhere must not read this machine's environment
+        recorded = yaml.load((folder / ".hydra" / "config.yaml").read_text(), _Plain)
         settings = dict(_leaves(recorded, ""))
         settings["game.name"], settings["seed"], settings["criterion.name"]  # what all records have
         stages = folder / STAGES
@@ -170,11 +169,20 @@ def _read(folder: Path) -> Record | None:
         last = max(stages.glob("step-*"), key=lambda step: int(step.name.removeprefix("step-")))
         kept = read_json(last / "plan.json")["keep"]
         scores = read_json(stages / "step-1" / "scores.json")["scores"]
-    except (OSError, ValueError, KeyError, TypeError, OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{folder} is damaged ({reason}); run it again with force=true, or remove it") from error
     widths = {name: len(channels) for name, channels in kept.items()}
     return Record(folder, settings, dict(metrics), returns, widths, {name: len(own) for name, own in scores.items()})
+
+
+class _Plain(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML without aliases, of which a few lines can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("its configuration holds YAML aliases")
+        return super().compose_node(parent, index)
 
 
 def _group(records: list[Record]) -> Group:

@@ -16,8 +16,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.formats import fill_state
 from lrp_compress.agents.inference import faster_precision
+from lrp_compress.agents.layouts import fill_state
 from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork, fold_dueling
 from lrp_compress.config import LearnerConfig
 from lrp_compress.errors import UserError, unknown_name

@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.formats import network_from_state
+from lrp_compress.agents.layouts import network_from_state
 from lrp_compress.agents.states import load_state
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.config import TrainConfig

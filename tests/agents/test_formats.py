@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 import pickle
+import subprocess
+import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import msgpack
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from sb3_contrib import QRDQN
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from lrp_compress.agents.formats import read_foreign
@@ -105,7 +112,7 @@ def test_old_zips_name_one_features_extractor(tmp_path: Path):
 
 def test_a_tanh_layer_on_top_is_refused(tmp_path: Path):
     trained(PPO, tmp_path / "agent.zip", net_arch=[32])
-    with pytest.raises(UserError, match=r"further layers \(mlp_extractor\.policy_net.*only plain CnnPolicy"):
+    with pytest.raises(UserError, match=r"mlp_extractor\.policy_net\.0\.weight is no part of a plain Nature CNN"):
         read_foreign(tmp_path / "agent.zip", [6])
 
 
@@ -242,7 +249,7 @@ def test_rubbish(tmp_path: Path, content: bytes):
         ({"a": 1}, "holds no state_dict"),
         (
             {"layer.weight": torch.zeros(2)},
-            r"\(layer\.weight, \.\.\.\) belong to no known library \(Stable-Baselines3 DQN",
+            r"\(layer\.weight\) belong to no known library \(Stable-Baselines3 DQN",
         ),
     ],
 )
@@ -250,3 +257,284 @@ def test_files_of_something_else(tmp_path: Path, value: Any, message: str):
     torch.save(value, tmp_path / "agent.pth")
     with pytest.raises(UserError, match=message):
         read_foreign(tmp_path / "agent.pth", [6])
+
+
+def renamed(model: nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
+    """Give a CleanRL network's tensors other names."""
+    return {
+        f"{names[module]}.{kind}": tensor
+        for key, tensor in model.state_dict().items()
+        for module, _, kind in [key.rpartition(".")]
+        if module in names
+    }
+
+
+SAC = {"network.0": "conv.0", "network.2": "conv.2", "network.4": "conv.4", "network.7": "fc1", "actor": "fc_logits"}
+PFRL = {"network.0": "0.layers.0", "network.2": "0.layers.1", "network.4": "0.layers.2", "network.7": "0.output"}
+Q_NET = {f"network.{i}": f"features_extractor.cnn.{i}" for i in (0, 2, 4)}
+
+
+@pytest.mark.parametrize(
+    ("policy", "names", "name"),
+    [
+        (True, SAC, "CleanRL SAC"),
+        (False, PFRL | {"network.9": "1"}, "PFRL DQN"),
+        (False, Q_NET | {"network.7": "features_extractor.linear.0", "network.9": "q_net.0"}, "Stable-Baselines3 DQN"),
+    ],
+)
+def test_the_same_network_under_other_names(tmp_path: Path, policy: bool, names: dict[str, str], name: str):
+    model = CleanRL(policy)
+    torch.save(renamed(model, names), tmp_path / "agent.pt")
+    network, layout = read_foreign(tmp_path / "agent.pt", [6])
+    assert layout.name == name
+    with torch.no_grad():
+        torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "model.", "policy._orig_mod."])
+@pytest.mark.parametrize("wrapper", [None, "model_state_dict", "state_dict", "agent", "model"])
+def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, wrapper: str | None):
+    model = CleanRL(True)
+    state: Any = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
+    torch.save({wrapper: state, "global_step": 7} if wrapper else state, tmp_path / "agent.pt")
+    network, _ = read_foreign(tmp_path / "agent.pt", [6])
+    with torch.no_grad():
+        torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+
+
+def test_safetensors_of_another_library(tmp_path: Path):
+    model = CleanRL(False)
+    save_file(model.state_dict(), tmp_path / "agent.safetensors")
+    network, _ = read_foreign(tmp_path / "agent.safetensors", [6])
+    with torch.no_grad():
+        torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+
+
+class Dueling(nn.Module):
+    """RADIAL-RL's CnnDQN on four frames."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cnn = CleanRL(False).network[:7]
+        self.advantage = nn.Sequential(nn.Linear(3136, 48), nn.ReLU(), nn.Linear(48, 6))
+        self.value = nn.Sequential(nn.Linear(3136, 32), nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        features = self.cnn(observations / 255)
+        advantage = self.advantage(features)
+        return self.value(features) + advantage - advantage.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("library", ["RADIAL-RL", "PFRL"])
+def test_dueling_agents(tmp_path: Path, library: str):
+    model = Dueling()
+    state = model.state_dict()
+    if library == "PFRL":
+        names = {"cnn.0": "conv_layers.0", "cnn.2": "conv_layers.1", "cnn.4": "conv_layers.2"}
+        streams = {"value": "v_stream", "advantage": "a_stream"}
+        names |= {f"{own}.0": f"{s}.hidden_layers.0" for own, s in streams.items()}
+        names |= {f"{own}.2": f"{s}.output" for own, s in streams.items()}
+        state = renamed(model, names)
+    torch.save(state, tmp_path / "agent.pt")
+    network, layout = read_foreign(tmp_path / "agent.pt", [6])
+    assert layout.name == f"{library} dueling DQN"
+    with torch.no_grad():
+        torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+
+
+def flax_array(tensor: torch.Tensor) -> msgpack.ExtType:
+    values = tensor.detach().contiguous().numpy()
+    return msgpack.ExtType(1, msgpack.packb((values.shape, values.dtype.name, values.tobytes())))
+
+
+def flax_layer(module: Any) -> dict[str, msgpack.ExtType]:
+    weight = module.weight
+    if weight.dim() == 4:
+        kernel = weight.permute(2, 3, 1, 0)
+    elif weight.shape[1] == 3136:  # flax flattens (row, column, channel)
+        kernel = weight.view(512, 64, 7, 7).permute(2, 3, 1, 0).reshape(3136, 512)
+    else:
+        kernel = weight.T
+    return {"kernel": flax_array(kernel), "bias": flax_array(module.bias)}
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_flax_files_of_cleanrl(tmp_path: Path, policy: bool):
+    model = CleanRL(policy)
+    trunk: Any = {"params": {f"Conv_{i}": flax_layer(model.network[2 * i]) for i in range(3)}}
+    trunk["params"]["Dense_0"] = flax_layer(model.network[7])
+    if policy:  # settings, then the parameters of trunk, actor and critic
+        ends = {str(i): {"params": {"Dense_0": flax_layer(m)}} for i, m in enumerate((model.actor, model.critic), 1)}
+        content: Any = {"0": {"env_id": "Pong-v5", "seed": 1}, "1": {"0": trunk} | ends}
+    else:
+        trunk["params"]["Dense_1"] = flax_layer(model.network[9])
+        content = trunk
+    path = tmp_path / "agent.cleanrl_model"
+    path.write_bytes(msgpack.packb(content))
+    network, _ = read_foreign(path, [6])
+    with torch.no_grad():
+        torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+    content["1" if policy else "params"]["further"] = {"Dense_0": flax_layer(nn.Linear(3, 3))}
+    path.write_bytes(msgpack.packb(content | {"0": {}} if policy else content))
+    if not policy:
+        with pytest.raises(UserError, match=r"further\.Dense_0\.\w+ is no part of a plain Nature CNN"):
+            read_foreign(path, [6])
+
+
+def test_pixels_that_were_not_divided(tmp_path: Path):
+    model = trained(PPO, tmp_path / "agent.zip", normalize_images=False)
+    network, _ = read_foreign(tmp_path / "agent.zip", [6])
+    with torch.no_grad():
+        found = network(OBSERVATIONS).log_softmax(1)
+    torch.testing.assert_close(found, outputs(model), rtol=0, atol=1e-4)
+
+
+class Leaky(NatureCNN):
+    """The same tensors, another function between them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cnn = nn.Sequential(*(nn.LeakyReLU() if isinstance(m, nn.ReLU) else m for m in self.cnn))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "policy_kwargs", "named"),
+    [
+        (DQN, {"net_arch": [32], "activation_fn": nn.Tanh}, "Tanh follows its dense layers"),
+        (DQN, {"net_arch": [32], "activation_fn": nn.ELU}, "ELU follows its dense layers"),
+        (PPO, {"features_extractor_class": Leaky, "net_arch": []}, "its features are extracted by Leaky"),
+    ],
+)
+def test_what_a_zip_says_of_its_network_is_believed(
+    tmp_path: Path, algorithm: type[BaseAlgorithm], policy_kwargs: dict[str, Any], named: str
+):
+    trained(algorithm, tmp_path / "agent.zip", **policy_kwargs)
+    with pytest.raises(UserError, match=named):
+        read_foreign(tmp_path / "agent.zip", [6])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({":type:": "<class 'gymnasium.spaces.multi_binary.MultiBinary'>"}, "action space is MultiBinary"),
+        ({"n": 0}, r"action_space\.n is no number"),
+        ({"n": -2}, r"action_space\.n is no number"),
+        ({"n": 1e999}, r"action_space\.n is no number"),
+        ({"n": 4}, "6 outputs for 4 actions"),
+    ],
+)
+def test_what_a_zip_says_of_its_actions_is_believed(tmp_path: Path, change: dict[str, Any], named: str):
+    trained(PPO, tmp_path / "agent.zip")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as whole:
+        settings, policy = json.loads(whole.read("data")), whole.read("policy.pth")
+    settings["action_space"] |= change
+    with zipfile.ZipFile(tmp_path / "changed.zip", "w") as archive:
+        archive.writestr("data", json.dumps(settings))
+        archive.writestr("policy.pth", policy)
+    with pytest.raises(UserError, match=named):
+        read_foreign(tmp_path / "changed.zip", [6])
+
+
+def test_quantiles_without_their_number_are_not_guessed(tmp_path: Path):
+    model = trained(QRDQN, tmp_path / "agent.zip", n_quantiles=9)
+    torch.save(model.policy.state_dict(), tmp_path / "policy.pth")
+    with pytest.raises(UserError, match="quantiles of 6 or of 18 actions; give the zip"):
+        read_foreign(tmp_path / "policy.pth", [6, 18])
+    assert read_foreign(tmp_path / "policy.pth", [6])[0].actions == 6
+
+
+@pytest.mark.parametrize(
+    ("further", "named"),
+    [
+        ("network.8.weight", r"CleanRL PPO, but network\.8\.weight is no part"),
+        ("network.11.weight", r"network\.11\.weight is no part"),
+        ("lstm.weight_ih_l0", r"a recurrent agent \(LSTM\)"),
+        ("critic_ext.weight", "random network distillation"),
+        ("atoms", r"\(C51\)"),
+        ("input_norm.running_mean", r"input_norm\.running_mean is no part"),
+    ],
+)
+def test_every_tensor_is_read_or_the_agent_refused(tmp_path: Path, further: str, named: str):
+    torch.save(CleanRL(True).state_dict() | {further: torch.ones(512)}, tmp_path / "agent.pt")
+    with pytest.raises(UserError, match=named):
+        read_foreign(tmp_path / "agent.pt", [6])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        torch.tensor(1.0),
+        torch.zeros(0),
+        torch.full((32,), torch.nan),
+        torch.full((32,), torch.inf),
+        torch.zeros(32).to_sparse(),
+        torch.zeros(32, dtype=torch.int64),
+        torch.zeros(32, device="meta"),
+    ],
+)
+def test_odd_tensors_are_named(tmp_path: Path, odd: torch.Tensor):
+    torch.save(CleanRL(True).state_dict() | {"network.0.bias": odd}, tmp_path / "agent.pt")
+    with pytest.raises(UserError, match=r"network\.0\.bias|conv1\.bias"):
+        read_foreign(tmp_path / "agent.pt", [6])
+
+
+def archive(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as opened:
+        for name in names:
+            opened.writestr(name, b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:44\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "HTML page"),
+        (b"\n <html></html>", "HTML page"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(64), "HDF5"),
+        (b"\x93NUMPY\x01\x00" + bytes(64), "NumPy"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x052.13", "ONNX"),
+        (["arr_0.npy", "arr_1.npy"], "NumPy"),
+        (["data", "parameter_list", "parameters"], "Stable-Baselines 2"),
+        (["net/constants.pkl", "net/code/__torch__.py"], "TorchScript"),
+        ("tar", "tar archive"),
+    ],
+)
+def test_files_that_are_no_agents_are_named(tmp_path: Path, content: bytes | list[str] | str, named: str):
+    path = tmp_path / "agent.zip"
+    if content == "tar":
+        with tarfile.open(path, "w") as opened:
+            opened.add(__file__, "agent.pt")
+    elif isinstance(content, list):
+        archive(path, *content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=named) as raised:
+        read_foreign(path, [6])
+    assert "\n" not in str(raised.value)
+
+
+def test_small_files_take_no_gigabytes(tmp_path: Path):
+    """Read in a process of its own, whose peak is known."""
+    torch.save({"network.0.weight": torch.zeros(1).expand(40000, 40000)}, tmp_path / "strided.pth")
+    torch.save({"network.0.weight": torch.zeros(50_000_000)}, tmp_path / "large.pth")
+    with zipfile.ZipFile(tmp_path / "large.pth") as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w", 8) as packed:
+        for item in whole.infolist():
+            packed.writestr(item.filename, whole.read(item))
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(bytes(2**28)))
+    (tmp_path / "large.pth").unlink()
+    with zipfile.ZipFile(tmp_path / "nested.zip", "w") as nested:
+        nested.writestr("data", "{}")
+        nested.write(tmp_path / "packed.pth", "policy.pth")
+    script = (
+        "import resource, sys\nfrom pathlib import Path\nfrom lrp_compress.agents.formats import read_foreign\n"
+        "from lrp_compress.errors import UserError\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = peak()\n"
+        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
+        "    try:\n        read_foreign(path, [6])\n"
+        "    except UserError as error:\n        print(path.name, peak() - start, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["nested.zip", "packed.gz", "packed.pth", "strided.pth"]
+    assert all("MiB; agents of more than 128 are not read" in line for line in lines)
+    assert int(lines[-1].split()[1]) < 300_000  # kB

@@ -74,6 +74,13 @@ MISTAKES = {
     ],
     "game=breakout tracking.uri=file:mlruns": ["file:mlruns", "sqlite"],
     "game=klax": ["no agent is shipped for game klax", "teacher.source=FILE"],
+    "game=breakout teacher.source={bad}/game": ["is a folder", "give the agent's file"],
+    "game=breakout search=smoke search.storage=journal.log": ["journal.log is no address of a database", "sqlite:///"],
+    "game=breakout search=smoke search.storage=sqlite://": ["is in memory", "sqlite:///FILE.db"],
+    "game=breakout search=smoke search.storage=postgresql://a:word@host/b": [
+        "holds a password",
+        "PGPASSWORD",
+    ],
     "game=mine --config-dir {bad}": ["game/mine.yaml: game.titel: Key 'titel' not in 'GameConfig'"],
     "-m prune.ratio=0.3,0.5": ["no game was chosen"],
     "-m game=breakout,pongg": ["game=pongg", "did you mean pong?"],

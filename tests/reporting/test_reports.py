@@ -25,7 +25,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
 from lrp_compress.reporting.charts import _on_front, criteria_chart, front_chart
 from lrp_compress.reporting.collections import Elsewhere, from_filter, from_folder, from_folders, from_study
-from lrp_compress.reporting.page import PAGE, TABLE, render, write_report
+from lrp_compress.reporting.page import PAGE, TABLE, render, table, write_report
 from lrp_compress.reporting.records import differing, find_runs, group_seeds, seed_interval
 from lrp_compress.search.studies import open_study
 from lrp_compress.search.trials import run_trials
@@ -204,6 +204,28 @@ def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
 def test_markup_in_a_name_is_text(sweep: Path):
     collection = dataclasses.replace(from_folder(sweep, NOWHERE), title="<script>alert(1)</script>")
     assert "<script" not in render(collection)
+
+
+def test_the_reader_s_environment_stays_out_of_a_report(sweep: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SECRET", "tell nobody")
+    for path in sweep.glob("*/.hydra/config.yaml"):
+        path.write_text(path.read_text() + "\nnote: ${oc.env:SECRET}\n")
+    page = render(from_folder(sweep, NOWHERE))
+    assert "tell nobody" not in page + table(from_folder(sweep, NOWHERE).records)
+
+
+def test_aliases_are_refused_before_they_are_followed(sweep: Path):
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
+    (sweep / "breakout-lrp-r0.50-s0" / ".hydra" / "config.yaml").write_text(bomb)
+    with pytest.raises(UserError, match="YAML aliases"):
+        from_folder(sweep, NOWHERE)
+
+
+def test_a_spreadsheet_finds_no_formula(sweep: Path):
+    for path in sweep.glob("*/.hydra/config.yaml"):
+        path.write_text(path.read_text() + f"\nnote: '=HYPERLINK(\"{path.parent.parent.name}\")'\n")
+    rows = list(csv.DictReader(io.StringIO(table(from_folder(sweep, NOWHERE).records))))
+    assert all(row["note"].startswith("'=HYPERLINK") for row in rows)
 
 
 def test_the_front_is_what_nothing_beats():

@@ -1,0 +1,76 @@
+"""What a Stable-Baselines3 zip says of its agent in plain JSON: followed where it can be, else refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lrp_compress.errors import UserError
+
+RAW_PIXELS = 255.0  # conv1 times this takes pixels in [0, 1] for pixels in [0, 255]
+
+
+def check_settings(settings: Mapping[str, Any], dense_layers: int, source: str) -> None:
+    """Refuse an agent whose tensors look like a Nature CNN's but are used in another way.
+
+    Parameters
+    ----------
+    settings : mapping
+        The zip's JSON, empty for other files.
+    dense_layers : int
+        Dense layers above the features, whose activation the settings choose.
+    source : str
+        What errors call the agent.
+
+    Raises
+    ------
+    UserError
+        If its actions are not discrete, its features are extracted by another class, or another function than ReLU
+        follows its dense layers.
+    """
+    if not settings:
+        return
+    space = _class(_part(settings, "action_space").get(":type:"))
+    if space != "Discrete":
+        raise UserError(f"{source}: its action space is {space}, but only Discrete ones are played")
+    policy = _part(settings, "policy_kwargs")
+    extractor = _class(policy.get("features_extractor_class", "NatureCNN"))
+    if extractor != "NatureCNN":
+        raise UserError(f"{source}: its features are extracted by {extractor}; only NatureCNN is read")
+    activation = _class(policy.get("activation_fn", "ReLU"))
+    if dense_layers > 0 and activation != "ReLU":
+        raise UserError(f"{source}: {activation} follows its dense layers; only ReLU is computed here")
+
+
+def check_actions(settings: Mapping[str, Any], actions: int, source: str) -> None:
+    """Refuse an agent whose outputs are not one for each of its actions."""
+    if settings and stated_actions(settings, source) != actions:
+        raise UserError(f"{source}: it has {actions} outputs for {stated_actions(settings, source)} actions")
+
+
+def stated_actions(settings: Mapping[str, Any], source: str) -> int:
+    """Read the number of actions from the zip's JSON."""
+    try:
+        count = int(_part(settings, "action_space")["n"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise UserError(f"{source}: its action_space.n is no number of actions")
+    return count
+
+
+def input_scale(settings: Mapping[str, Any]) -> float:
+    """Say what conv1 has to be multiplied by: agents may have seen pixels that were not divided by 255."""
+    return RAW_PIXELS if _part(settings, "policy_kwargs").get("normalize_images") is False else 1.0
+
+
+def _part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    part = settings.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _class(named: object) -> str:
+    """Take the last part of what Python says of a class, ``<class 'torch.nn.modules.activation.Tanh'>``."""
+    words: list[str] = re.findall(r"\w+", str(named)) or ["nothing"]
+    return words[-1][:80]

@@ -1,0 +1,88 @@
+"""A run's folder belongs to one run and, at a time, to one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from lrp_compress.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config import Config
+from lrp_compress.errors import UserError
+from lrp_compress.files import read_json
+from lrp_compress.resume import RESULT, STAGES, run_once
+from lrp_compress.tracking.tracker import Tracker
+
+WORKS = """
+import sys, time
+from pathlib import Path
+from lrp_compress.resume import _claimed
+with _claimed(Path(sys.argv[1])):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def composed(*overrides: str) -> Config:
+    register_schemas()
+    OmegaConf.register_new_resolver("run_folder", str, replace=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return check_config(compose("config", ["+game=breakout", "tracking=none", *overrides]), Config)
+
+
+def run(config: Config, folder: Path, agent: str = "a") -> list[str]:
+    """Run once, and say what was worked on."""
+    done: list[str] = []
+
+    def work(tracker: Tracker) -> dict[str, float]:
+        done.append(agent)
+        (folder / STAGES).mkdir(parents=True, exist_ok=True)
+        (folder / STAGES / "one.json").write_text("1")
+        return {"value": 1.0}
+
+    assert run_once(config, folder, {"agent": agent}, {}, work, Console(quiet=True)) == {"value": 1.0}
+    return done
+
+
+def test_a_finished_run_is_not_repeated_and_not_replaced(tmp_path: Path) -> None:
+    config = composed()
+    assert run(config, tmp_path) == ["a"]
+    assert run(config, tmp_path) == []
+    with pytest.raises(UserError, match=r"holds another run.*force=true to replace it"):
+        run(config, tmp_path, agent="b")
+    assert read_json(tmp_path / RESULT) == {"value": 1.0}
+    assert (tmp_path / STAGES / "one.json").exists()
+    forced = composed("force=true")
+    assert run(forced, tmp_path, agent="b") == ["b"]
+
+
+@pytest.mark.parametrize("name", [RESULT, "identity.json"])
+@pytest.mark.parametrize("content", ["", "{", "\0\0\0"])
+def test_a_damaged_record_is_made_again_from_the_stages(
+    tmp_path: Path, name: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = composed()
+    run(config, tmp_path)
+    (tmp_path / name).write_text(content)
+    assert run(config, tmp_path) == ["a"]
+    assert f"{name} is damaged" in caplog.text
+    assert "made again" in caplog.text
+    assert run(config, tmp_path) == []
+
+
+def test_a_folder_is_one_process_at_a_time_also_under_force(tmp_path: Path) -> None:
+    config = composed()
+    run(config, tmp_path)
+    with subprocess.Popen([sys.executable, "-c", WORKS, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "claimed\n"
+        with pytest.raises(UserError, match="another process works in"):
+            run(composed("force=true"), tmp_path)
+        assert (tmp_path / STAGES / "one.json").exists()
+        other.kill()
+    assert run(config, tmp_path) == []
