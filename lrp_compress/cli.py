@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from lrp_compress import __version__
 from lrp_compress.checks import check_config, check_storage, conf_dir, register_schemas, settings
 from lrp_compress.commands import COMMANDS, Command, config_groups, written_out
 from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, config_hash
@@ -207,6 +208,9 @@ def main(name: str = "compress") -> None:
         A name in `COMMANDS`.
     """
     printing_never_fails()
+    if "--version" in sys.argv[1:]:
+        print(f"lrp_compress {__version__}")
+        sys.exit()
     command = COMMANDS[name]
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them

@@ -21,8 +21,8 @@ def local_file(source: str, cache_dir: Path, tracking: TrackingConfig) -> Path:
     Parameters
     ----------
     source : str
-        A path; ``hf://ORG/REPO/FILE`` (kept in the hub's own cache); or an MLflow address such as
-        ``runs:/RUN_ID/student.safetensors`` or ``models:/NAME/VERSION``.
+        A path; ``hf://ORG/REPO/FILE`` or ``hf://ORG/REPO@REVISION/FILE`` (kept in the hub's own cache); or an MLflow
+        address such as ``runs:/RUN_ID/student.safetensors`` or ``models:/NAME/VERSION``.
     cache_dir : Path
         Where files from MLflow are put.
     tracking : TrackingConfig
@@ -42,6 +42,11 @@ def local_file(source: str, cache_dir: Path, tracking: TrackingConfig) -> Path:
         return _from_hub(source, tracking.timeout_s)
     if source.startswith(SCHEMES):
         return _single_agent(source, download(source, cache_dir / "downloads" / value_digest(source)[:16], tracking))
+    if "://" in source:
+        raise UserError(
+            f"teacher.source={source} is an address; download the file and give its path, or name one on the Hugging "
+            "Face hub as hf://ORG/REPO/FILE"
+        )
     return Path(source)
 
 
@@ -51,15 +56,18 @@ def _from_hub(source: str, timeout_s: float) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     org, _, rest = source.removeprefix(HUB).partition("/")
-    repo, _, file = rest.partition("/")
+    name, _, file = rest.partition("/")
+    repo, _, revision = name.partition("@")
     if not file:
         raise UserError(f"teacher.source={source} is incomplete; write hf://ORG/REPO/FILE")
+    if ".." in file.split("/"):
+        raise UserError(f"teacher.source={source} names no file of the repository; write hf://ORG/REPO/FILE")
     try:
-        cached = try_to_load_from_cache(f"{org}/{repo}", file)
+        cached = try_to_load_from_cache(f"{org}/{repo}", file, revision=revision or None)
         if isinstance(cached, str):
             return Path(cached)
         _check_hub(source, constants.ENDPOINT, timeout_s)
-        return Path(hf_hub_download(f"{org}/{repo}", file))
+        return Path(hf_hub_download(f"{org}/{repo}", file, revision=revision or None))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(f"teacher.source={source}: {' '.join(str(error).split())[:200]}") from error
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from stat import S_ISDIR
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
 from lrp_compress.agents.formats import agents_in, read_foreign
@@ -14,6 +16,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import file_digest
 
 SHIPPED = "auto"
+SHOWN = 120  # characters of a name that may be too long for a file
 FULL_ACTIONS = 18  # of ALE; every game understands all of them
 
 
@@ -67,11 +70,17 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
     UserError
         If there is no such file, it cannot be read, or its agent plays another game.
     """
-    if path.is_dir():
+    try:
+        is_folder = S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise UserError(f"agent file {path} does not exist") from error
+    except OSError as error:
+        raise UserError(f"agent file {str(path)[:SHOWN]} cannot be read: {error.strerror}") from error
+    if is_folder:
         found = ", ".join(agents_in(path)) or "none that may be one"
         raise UserError(f"teacher {path} is a folder; give the agent's file (in it: {found})")
-    if not path.is_file():
-        raise UserError(f"agent file {path} does not exist")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"agent file {path} may not be read; mend its mode")
     agent = load_agent(path) if is_own(path) else _adopted(path, game, minimal_actions)
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")

@@ -14,10 +14,12 @@ import socket
 import sqlite3
 import urllib.parse
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
+from lrp_compress.files import atomic_path
 from lrp_compress.processes import git_state, owner, process_lives, sigterm_exits
 from lrp_compress.tracking.stores import check_answers, check_database, database_file, locked, resolve_uri
 from lrp_compress.tracking.tracker import MlflowTracker, Tracker, set_tags
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ERROR_CHARS = 500
+MESSAGE_CHARS = 300
 MOST_RUNS = 50_000  # that MLflow gives at once
 LOCAL_UI = "http://127.0.0.1:5000"
 
@@ -184,12 +187,17 @@ def _ui(uri: str) -> str:
 @contextlib.contextmanager
 def _refusals_in_one_line(uri: str) -> Iterator[None]:
     import_mlflow()
+    from alembic.util.exc import CommandError
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except MlflowException as error:
-        raise UserError(f"tracking.uri={uri}: {' '.join(str(error).split())}") from error
+        raise UserError(f"tracking.uri={uri}: {' '.join(str(error).split())[:MESSAGE_CHARS]}") from error
+    except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
+        said = " ".join(str(error.__cause__ or error).split())[:MESSAGE_CHARS]
+        raise UserError(f"tracking.uri={uri} cannot be used ({said}); mend it, or choose another") from error
 
 
 def import_mlflow() -> None:
@@ -209,10 +217,22 @@ def _connect(uri: str) -> MlflowClient:
 
     path = database_file(uri)
     if path is not None:
+        if not path.exists() or not path.stat().st_size:
+            _make_database(path)
         # With a write-ahead log parallel jobs write about three times as fast; the setting stays in the file.
         with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
             database.execute("pragma journal_mode=wal")
     return MlflowClient(tracking_uri=uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make a store beside its place and move it there: MLflow never again opens one whose making was cut off."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with atomic_path(path) as temporary:
+        artifacts = (path.parent / "mlartifacts").as_uri()
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)  # type: ignore[no-untyped-call]
+        store.engine.dispose()
 
 
 def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:

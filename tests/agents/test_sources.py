@@ -31,7 +31,7 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(CONTENT)
 
     def answer(self) -> bool:
-        found = self.path == "/org/repo/resolve/main/folder/agent.zip"
+        found = self.path in [f"/org/repo/resolve/{revision}/folder/agent.zip" for revision in ("main", "v1")]
         self.send_response(200 if found else 404)
         self.send_header("X-Repo-Commit", "1" * 40)
         self.send_header("ETag", '"abc"')
@@ -67,8 +67,8 @@ def ask(source: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
 
 
-def test_the_hubs_file(tmp_path: Path, hub: str):
-    source = "hf://org/repo/folder/agent.zip"
+@pytest.mark.parametrize("source", ["hf://org/repo/folder/agent.zip", "hf://org/repo@v1/folder/agent.zip"])
+def test_the_hubs_file(tmp_path: Path, hub: str, source: str):
     path = Path(ask(source, hub, tmp_path).stdout.strip())
     assert path.name == "agent.zip"
     assert path.read_bytes() == CONTENT

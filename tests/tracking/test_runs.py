@@ -363,6 +363,33 @@ def test_store_of_another_mlflow_is_refused_in_one_line(template: Path, tmp_path
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("later", [0.0, 0.6])
+def test_a_store_whose_making_is_cut_off_does_no_harm(tmp_path: Path, number: signal.Signals, later: float) -> None:
+    config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
+    with child(str(config.uri), "abc", "flush") as process:
+        deadline = time.monotonic() + 60
+        while not any(part.stat().st_size for part in tmp_path.glob(".mlflow.*.part.db")):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(later)
+        process.send_signal(number)
+        process.wait(30)
+    with open_run(config) as tracker:
+        tracker.metrics({"loss": 1.0})
+    assert get(config, tracker.run_id).info.status == "FINISHED"
+
+
+def test_a_damaged_store_is_said_in_one_line(config: TrackingConfig, tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    content = bytearray(path.read_bytes())
+    content[4096 * 3 :] = os.urandom(len(content) - 4096 * 3)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"tracking\.uri=") as raised, open_run(config):
+        pass
+    assert "\n" not in str(raised.value)
+
+
 def test_four_processes_set_up_one_new_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
     with contextlib.ExitStack() as stack:
