@@ -12,10 +12,12 @@ from omegaconf import OmegaConf
 from lrp_compress.checks import conf_dir
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
+from lrp_compress.processes import printing_never_fails
 
 
 def main() -> None:
     """Read the command line, write the page, say where it is; exit with 2 and one line for a mistake."""
+    printing_never_fails()
     tracking, storage, cache = _defaults()
     parser = argparse.ArgumentParser(
         prog="python -m lrp_compress.report",

@@ -96,3 +96,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     )
     assert kept < 100
     assert usual > 10 * kept
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_ends_no_job(encoding: str) -> None:
+    code = (
+        "from lrp_compress.processes import printing_never_fails\nfrom rich.console import Console\n"
+        "printing_never_fails()\nConsole(width=40).rule('95 % ±')\nprint('─ ± …')"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
+    assert b"95 %" in done.stdout
