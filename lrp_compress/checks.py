@@ -71,7 +71,7 @@ def check_storage(storage: str) -> None:
             f"search.storage={shown} is no address of a database; write sqlite:///FILE.db or "
             "postgresql+psycopg://USER@HOST/NAME"
         )
-    if re.match(r"[^/@]*:[^/@]*@", rest):
+    if re.match(r"[^/@]*:[^/@]+@", rest) or "password=" in rest:
         raise UserError(
             f"search.storage={shown} holds a password, which would be kept in files; leave it out and set PGPASSWORD"
         )

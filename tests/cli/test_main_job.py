@@ -378,7 +378,7 @@ def save_untrained(path: Path, seed: int) -> None:
     torch.save({f"network.{i}.{k}": v for i, layer in parts for k, v in layer.state_dict().items()}, path)
 
 
-def test_untrained_agents_of_another_library_under_the_same_name(main_job: MainJob, tmp_path: Path):
+def test_untrained_agents_of_another_library_under_the_same_name(main_job: MainJob, forks: Forks, tmp_path: Path):
     job = ["teacher.source=dqn_atari.cleanrl_model", *UNDISTILLED]
     save_untrained(tmp_path / "dqn_atari.cleanrl_model", 0)
     printed = main_job(tmp_path, *job)
@@ -393,5 +393,9 @@ def test_untrained_agents_of_another_library_under_the_same_name(main_job: MainJ
     scores = run_folder(tmp_path) / "stages" / "step-1" / "scores.json"
     first = scores.read_text()
     save_untrained(tmp_path / "dqn_atari.cleanrl_model", 1)
-    assert "has finished before" not in main_job(tmp_path, *job)  # another agent starts anew
+    refused = forks.run("lrp_compress", [*SMALL, *job], tmp_path)
+    assert refused.returncode == 2
+    assert "holds another run, made with other settings or another agent" in refused.stderr
+    assert scores.read_text() == first
+    assert "has finished before" not in main_job(tmp_path, *job, "force=true")
     assert scores.read_text() != first
