@@ -62,7 +62,7 @@ def read_flax(content: bytes) -> dict[str, Tensor]:
 
 def _parts(tree: Any) -> dict[str, Any]:
     """Tell the networks of a file apart: PPO's has a list of settings, trunk, actor and critic."""
-    if isinstance(tree, dict) and isinstance(tree.get("1"), dict) and {"0", "1", "2"} <= set(tree["1"]):
+    if isinstance(tree, dict) and isinstance(tree.get("1"), dict) and set(tree["1"]) == {"0", "1", "2"}:
         trunk, actor, _ = (tree["1"][place] for place in ("0", "1", "2"))
         return {"": _params(trunk), "actor.": _params(actor)}
     return {"": _params(tree)}
