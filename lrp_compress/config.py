@@ -99,7 +99,7 @@ class DistillConfig:
     loss: str = MISSING
     temperature: float | None = within(0, open_low=True)
     hint: float = within(0)
-    match_entropy: bool = MISSING
+    match_best: bool = MISSING
     samples: int = within(0)
     step_samples: int = within(0)
     patience: int = within(1)

@@ -40,7 +40,7 @@ from lrp_compress.deployment.latency import (
 from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
-from lrp_compress.files import read_json, stored, write_json
+from lrp_compress.files import SUMS, check_folder_signed, check_signed, read_json, sign, stored, write_json
 from lrp_compress.metrics import TORCH
 from lrp_compress.progress import Pace, announced
 from lrp_compress.resume import FAILED
@@ -162,11 +162,20 @@ class Delivery:
 
     def _int8(self, agent: Agent, name: str, distilled: bool) -> Int8:
         path = self._folder / name / "student-int8.onnx"
+
+        def write(record: Path, made: Quantization) -> None:
+            sign(path)
+            write_json(record, dataclasses.asdict(made))
+
+        def read(record: Path) -> Quantization:
+            check_signed(path)
+            return _load_quantization(record)
+
         quantization = stored(
             self._folder / name / "quantization.json",
             lambda: quantize_static(path, agent, self.seen.calibration, self.seen.held_out),
-            lambda path, made: write_json(path, dataclasses.asdict(made)),
-            _load_quantization,
+            write,
+            read,
             f"quantize {name}",
             lambda made: f"agreement with float32 {made.chosen.agreement:.1%}, {path.stat().st_size:,} bytes",
         )
@@ -188,7 +197,7 @@ class Delivery:
         else:
             teacher, kept = self._stage.teacher, own.info.kept
         how = dataclasses.replace(
-            self._config.distill, learning_rate=wanted.learning_rate, match_entropy=False, precision="float32"
+            self._config.distill, learning_rate=wanted.learning_rate, match_best=False, precision="float32"
         )
         stage, pace, checkpoint = "distill for int8", Pace(), self._folder / "int8-distilled" / "distillation.pt"
 
@@ -223,11 +232,10 @@ class Delivery:
 
     def float_files(self, agents: Mapping[str, Agent]) -> dict[str, Path]:
         """Write the agents as float32 ONNX files."""
-        files = {name: self._folder / "onnx" / f"{name}.onnx" for name in agents}
-        for name, path in files.items():
-            if not path.exists():
-                save_float(path, agents[name])
-        return files
+        return {name: self._float_file(agent, self._folder / "onnx" / f"{name}.onnx") for name, agent in agents.items()}
+
+    def _float_file(self, agent: Agent, path: Path) -> Path:
+        return stored(path, lambda: path, lambda path, _: save_float(path, agent), lambda path: path)
 
     def measure(self, agents: Mapping[str, Agent], files: Mapping[str, Path], rollouts: Rollouts) -> dict[str, Latency]:
         """Measure the latency of the files in ONNX Runtime and of the networks in PyTorch, all interleaved."""
@@ -287,12 +295,23 @@ class Delivery:
 
     def _exported(self, name: str, what: Deliverable, folder: Path) -> dict[str, Deviation] | None:
         """Write a format and give its deviations; None if that has failed."""
+
+        def write(record: Path, made: dict[str, Deviation]) -> None:
+            for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS):
+                sign(file)
+            write_json(record, {file: dataclasses.asdict(deviation) for file, deviation in made.items()})
+
+        def read(record: Path) -> dict[str, Deviation]:
+            for sums in folder.rglob(SUMS):
+                check_folder_signed(sums.parent)
+            return _load_deviations(record)
+
         try:
             deviations = stored(
                 self._folder / f"export-{name}.json",
                 lambda: EXPORTS[name].write(what, folder),
-                lambda path, made: write_json(path, {file: dataclasses.asdict(d) for file, d in made.items()}),
-                _load_deviations,
+                write,
+                read,
                 f"export {name}",
             )
         except Exception as error:  # converters raise what they like, and the result must not be lost with the export

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FULL = os.strerror(errno.ENOSPC)
+SUMS = "SHA256SUMS"  # digests of the files in its folder
 
 
 @contextlib.contextmanager
@@ -103,6 +104,42 @@ def value_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def sign(path: Path) -> None:
+    """Keep the digest of a file's content in ``SHA256SUMS`` beside it, in the form that ``sha256sum -c`` reads."""
+    sums = _sums(path.parent) | {path.name: file_digest(path)}
+    with atomic_path(path.parent / SUMS) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+
+
+def check_signed(path: Path) -> None:
+    """Check that a file's content is what `sign` saw; one that it has not seen is believed.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+    OSError
+        If the file cannot be read.
+    """
+    digest = file_digest(path)
+    if _sums(path.parent).get(path.name, digest) != digest:
+        raise ValueError("its content is not what was written")
+
+
+def check_folder_signed(folder: Path) -> None:
+    """Check all files of a folder that `sign` has seen; errors as of `check_signed`, also for one that is missing."""
+    for name in _sums(folder):
+        check_signed(folder / name)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    try:
+        lines = (folder / SUMS).read_text().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return {}
+    return {name: digest for digest, separator, name in (line.partition("  ") for line in lines) if separator}
+
+
 def told_damaged(path: Path, error: Exception) -> None:
     """Say in one line that a result of ours cannot be read and is made again."""
     reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -120,7 +157,7 @@ def stored(
     """Read a stage's result if its file is there; else make it and write it.
 
     Because files appear whole or not at all, this is what lets an interrupted run go on: the stages that are done
-    are read, the one that was cut off is made again, as is one whose file cannot be read. The log says which.
+    are read, the one that was cut off is made again, as is one whose file is damaged. The log says which.
 
     Parameters
     ----------
@@ -138,6 +175,7 @@ def stored(
     stage = stage or f"{path.parent.name}/{path.stem}"
     if path.exists():
         try:
+            check_signed(path)
             value = read(path)
             skipped(stage, figure(value))
         except Exception as error:  # there is no end of what a reader says of a damaged file
@@ -148,6 +186,7 @@ def stored(
     def make_and_write() -> T:
         value = make()
         write(path, value)
+        sign(path)
         return value
 
     return announced(stage, make_and_write, figure)

@@ -14,6 +14,7 @@ from rich.console import Console
 from lrp_compress.config import Config, FirmwareConfig, TrainConfig, config_hash, flatten
 from lrp_compress.errors import UserError
 from lrp_compress.files import read_json, told_damaged, write_json
+from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 from lrp_compress.tracking.tracker import Tracker
 
@@ -79,11 +80,14 @@ def _run_once(
         )
     if config.force or before is None:
         result.unlink(missing_ok=True)
+        (run_dir / JOURNAL).unlink(missing_ok=True)
         if config.force:
             shutil.rmtree(run_dir / STAGES, ignore_errors=True)
         write_json(stamp, identity)
     finished = _known(result)
-    if finished is not None and not failures(finished):
+    journal = Journal(run_dir / JOURNAL)
+    done = finished is not None and not failures(finished)
+    if done and (journal.ended or not journal.records or config.tracking.uri is None):
         console.print(f"{config.run_name} has finished before; force=true runs it again.")
     else:
         with open_run(
@@ -92,12 +96,16 @@ def _run_once(
             config_hash=identity["config_hash"],
             tags={"game": config.game.name, "run_dir": str(run_dir.resolve()), **tags},
             params=flatten(config),
-            again=finished is not None,
+            again=bool(journal.records) or finished is not None,
+            journal=journal,
         ) as tracker:
-            metrics = work(tracker)
-            tracker.metrics(metrics)
-            tracker.artifact(run_dir / ".hydra")
-        write_json(result, metrics)
+            if done:
+                console.print(f"{config.run_name} has finished before; {config.tracking.uri} is given its records.")
+            else:
+                metrics = work(tracker)
+                tracker.metrics(metrics)
+                tracker.artifact(run_dir / ".hydra")
+                write_json(result, metrics)
     values: dict[str, float] = read_json(result)
     return values
 

@@ -241,7 +241,7 @@ class Stages:
             values = {
                 "distill/samples": result.samples,
                 "distill/samples_per_s": result.samples_per_s,
-                "distill/entropy_temperature": result.entropy_temperature,
+                "distill/policy_temperature": result.policy_temperature,
             }
             self.tracker.metrics(values, step)
             self.tracker.flush()

@@ -17,7 +17,18 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path, check_writable, file_digest, read_json, stored, value_digest, write_json
+from lrp_compress.files import (
+    SUMS,
+    atomic_path,
+    check_folder_signed,
+    check_writable,
+    file_digest,
+    read_json,
+    sign,
+    stored,
+    value_digest,
+    write_json,
+)
 
 
 def test_the_file_appears_when_the_block_ends(tmp_path: Path):
@@ -163,3 +174,26 @@ def test_check_writable_writes_nothing(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cache_dir=.*file is not a folder"):
         check_writable(tmp_path / "file" / "below", "cache_dir")
+
+
+def test_a_result_that_reads_well_and_is_another_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "value.json"
+    for expected in (1, 1):
+        assert stored(path, lambda: 1, write_json, read_json) == expected
+    path.write_text("2\n")
+    assert stored(path, lambda: 3, write_json, read_json) == 3
+    assert "its content is not what was written" in caplog.text
+    assert stored(path, lambda: 4, write_json, read_json) == 3
+    subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=tmp_path, check=True)
+    (tmp_path / SUMS).write_bytes(b"\xff\x00")  # no digest that can be read is none
+    assert stored(path, lambda: 5, write_json, read_json) == 3
+
+
+def test_a_folder_that_lacks_a_signed_file_is_damaged(tmp_path: Path):
+    (tmp_path / "a").write_text("a")
+    sign(tmp_path / "a")
+    (tmp_path / "b").write_text("b")
+    check_folder_signed(tmp_path)
+    (tmp_path / "a").unlink()
+    with pytest.raises(FileNotFoundError):
+        check_folder_signed(tmp_path)

@@ -50,8 +50,8 @@ class Distillation:
         One entry per check.
     temperature : float
         The temperature used.
-    entropy_temperature : float
-        What the logits were divided by in the end to match the teacher's entropy; 1 if nothing was.
+    policy_temperature : float
+        What the logits were divided by in the end (`losses.match_best`); 1 if nothing was.
     precision : str
         ``"float32"`` or ``"bfloat16"``.
     samples : int
@@ -65,7 +65,7 @@ class Distillation:
     network: PolicyNetwork
     curve: list[Progress]
     temperature: float
-    entropy_temperature: float
+    policy_temperature: float
     precision: str
     samples: int
     env_steps: int
@@ -177,11 +177,11 @@ def distill(
             if checkpoint and time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 learner.save(checkpoint)
                 saved = time.monotonic()
-    matched = config.match_entropy and student.head_kind == "policy"
-    network, entropy_temperature = learner.finished(matched)
+    matched = config.match_best and student.head_kind == "policy"
+    network, policy_temperature = learner.finished(matched)
     speed = (learner.samples - begun) / (time.monotonic() - start)
     return Distillation(
-        network, learner.curve, temperature, entropy_temperature, precision, learner.samples, steps, speed
+        network, learner.curve, temperature, policy_temperature, precision, learner.samples, steps, speed
     )
 
 

@@ -7,6 +7,7 @@ Q-values); with Rusu et al.'s untempered student only the scale of its last laye
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -100,12 +101,13 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-6)
 
 
-def match_entropy(student: Tensor, teacher: Tensor) -> float:
-    """Find the temperature at which a student's policy is as decisive as its teacher's.
+def match_best(student: Tensor, teacher: Tensor) -> float:
+    """Find the temperature at which a student takes its teacher's best action as often as the teacher does.
 
-    A student that minimises a divergence hedges where it cannot tell states apart, and so acts more randomly than its
-    teacher; one factor on its outputs undoes that on average (as in the calibration of Guo et al. 2017, fitted to the
-    teacher's entropy in place of labels).
+    A student that minimises a divergence hedges where it cannot tell states apart; even where its policy has the
+    teacher's entropy, part of its chances goes to worse actions than the teacher's. One factor on its outputs gives
+    the best action its due on average (as in the calibration of Guo et al. 2017, fitted to the teacher's policy in
+    place of labels).
 
     Parameters
     ----------
@@ -115,17 +117,13 @@ def match_entropy(student: Tensor, teacher: Tensor) -> float:
     Returns
     -------
     float
-        To divide the student's logits by, in [0.5, 2]: their policies' mean entropies are equal then.
+        To divide the student's logits by, in [0.5, 2], to 1 %.
     """
-    wanted = _entropy(teacher)
-    low, high = 0.5, 2.0
-    for _ in range(30):  # the entropy grows with the temperature
-        middle = (low + high) / 2
-        low, high = (low, middle) if _entropy(student / middle) > wanted else (middle, high)
-    return (low + high) / 2
+    best = teacher.argmax(1, keepdim=True)
 
+    def chance(logits: Tensor) -> Tensor:
+        return logits.double().softmax(1).gather(1, best).mean()
 
-def _entropy(logits: Tensor) -> float:
-    """Mean entropy of the policies softmax(logits), in nats."""
-    logarithms = logits.double().log_softmax(1)
-    return -float((logarithms.exp() * logarithms).sum(1).mean())
+    wanted = chance(teacher)
+    temperatures = [1.01**power for power in range(-69, 70)]  # not bisected: a poor student's chance has a maximum
+    return min((abs(chance(student / t) - wanted).item(), abs(math.log(t)), t) for t in temperatures)[2]

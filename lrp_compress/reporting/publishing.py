@@ -10,6 +10,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
 from lrp_compress.reporting.collections import Elsewhere, from_folder
 from lrp_compress.reporting.page import TABLE, write_report
+from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 
 
@@ -39,6 +40,7 @@ def report_sweep(folder: Path, elsewhere: Elsewhere, console: Console) -> None:
         tags={"sweep": folder.name, "kind": "report"},
         params={},
         again=True,
+        journal=Journal(folder / JOURNAL),
     ) as tracker:
         tracker.metrics({"sweep/runs": len(collection.records)}, len(collection.records))
         tracker.artifact(page)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shlex
 import socket
@@ -21,8 +22,9 @@ from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import atomic_path
 from lrp_compress.processes import git_state, owner, process_lives, sigterm_exits
+from lrp_compress.tracking.journal import Journal
 from lrp_compress.tracking.stores import check_answers, check_database, database_file, locked, resolve_uri
-from lrp_compress.tracking.tracker import MlflowTracker, Tracker, set_tags
+from lrp_compress.tracking.tracker import MlflowTracker, Tracker, failures_of_stores, set_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +62,7 @@ def check_store(config: TrackingConfig) -> None:
     check_answers(uri, config.timeout_s)
     # The health page is open to all: a wrong password or a host name that the server does not allow shows only here.
     with _refusals_in_one_line(uri):
-        _connect(uri).search_experiments(max_results=1)
+        _connect(uri, config.timeout_s).search_experiments(max_results=1)
 
 
 @contextlib.contextmanager
@@ -72,12 +74,14 @@ def open_run(
     tags: Mapping[str, str],
     params: Mapping[str, object],
     again: bool = False,
+    journal: Journal | None = None,
 ) -> Iterator[Tracker]:
     """Record what the block does as one run, continuing the run of the same configuration that did not finish.
 
     The run ends FINISHED when the block ends, FAILED with the tag ``error`` on an exception, KILLED on Ctrl-C,
     SIGTERM (which raises ``SystemExit(143)`` in the block; a second one ends the process at once) or ``sys.exit``.
-    Runs that this host left RUNNING when their process died are set to KILLED first.
+    Runs that this host left RUNNING when their process died are set to KILLED first. A store that fails meanwhile does
+    not fail the block.
 
     Parameters
     ----------
@@ -93,6 +97,8 @@ def open_run(
         The flattened configuration.
     again : bool
         Continue a finished run as well.
+    journal : Journal, optional
+        Where the records are kept, so that none is lost while the store fails, and none made twice.
 
     Yields
     ------
@@ -111,22 +117,22 @@ def open_run(
     identity = {**git_state(), **tags, "config_hash": config_hash, **owner()}
     with sigterm_exits():
         with locked(uri), _refusals_in_one_line(uri):
-            client = _connect(uri)
+            client = _connect(uri, config.timeout_s)
             experiment = _ensure_experiment(client, uri, config.experiment)
             _close_dead(client, experiment)
             run_id = _claim(client, experiment, name, identity, again)
-        tracker = MlflowTracker(client, run_id, f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}")
+        address = f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}"
+        tracker = MlflowTracker(client, run_id, address, journal or Journal())
         try:
             tracker.params(params)
             yield tracker
-            tracker.flush()
         except Exception as error:
             _end_badly(client, tracker, "FAILED", {"error": f"{type(error).__name__}: {error}"[:ERROR_CHARS]})
             raise
         except BaseException:
             _end_badly(client, tracker, "KILLED", {})
             raise
-        client.set_terminated(run_id, "FINISHED")
+        tracker.end()
 
 
 def finished_runs(config: TrackingConfig, wanted: str) -> list[Run]:
@@ -187,15 +193,13 @@ def _ui(uri: str) -> str:
 @contextlib.contextmanager
 def _refusals_in_one_line(uri: str) -> Iterator[None]:
     import_mlflow()
-    from alembic.util.exc import CommandError
     from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except MlflowException as error:
         raise UserError(f"tracking.uri={uri}: {' '.join(str(error).split())[:MESSAGE_CHARS]}") from error
-    except (SQLAlchemyError, CommandError, sqlite3.Error) as error:
+    except failures_of_stores() as error:
         said = " ".join(str(error.__cause__ or error).split())[:MESSAGE_CHARS]
         raise UserError(f"tracking.uri={uri} cannot be used ({said}); mend it, or choose another") from error
 
@@ -211,8 +215,11 @@ def import_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def _connect(uri: str) -> MlflowClient:
+def _connect(uri: str, timeout_s: float) -> MlflowClient:
     import_mlflow()
+    # MLflow's own patience is 120 s a request and eight requests, so that a server that hangs would hold a run up.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(math.ceil(timeout_s)))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from mlflow import MlflowClient
 
     path = database_file(uri)
@@ -236,12 +243,19 @@ def _make_database(path: Path) -> None:
 
 
 def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         path = database_file(uri)
         # MLflow's own choice hangs on the folder of the process that happens to come first.
         location = (path.parent / "mlartifacts").as_uri() if path else None
-        return str(client.create_experiment(name, artifact_location=location))
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException:  # a process of another machine or container may have come first
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
+                raise
     if experiment.lifecycle_stage != "active":
         raise UserError(
             f"tracking.experiment={name} was deleted; choose another name or run "
@@ -259,7 +273,7 @@ def _existing_experiment(config: TrackingConfig) -> Iterator[tuple[MlflowClient,
         yield None
         return
     with locked(uri), _refusals_in_one_line(uri):
-        client = _connect(uri)
+        client = _connect(uri, config.timeout_s)
         experiment = client.get_experiment_by_name(config.experiment)
         if experiment is None or experiment.lifecycle_stage != "active":
             yield None
@@ -268,18 +282,21 @@ def _existing_experiment(config: TrackingConfig) -> Iterator[tuple[MlflowClient,
 
 
 def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str], again: bool) -> str:
-    """Continue the newest run of the same configuration that did not finish, else create one; its id."""
+    """Continue the newest run of the same configuration that did not finish, else create one; its id.
+
+    A run that this process has left behind, because its store failed in the end, did not finish either.
+    """
     wanted = f"tags.config_hash = '{identity['config_hash']}'"
     if not again:
         wanted += " and attributes.status != 'FINISHED'"
     runs = client.search_runs([experiment], wanted)
     for run in runs:
-        if run.info.status == "RUNNING":
+        if run.info.status == "RUNNING" and not _is_own(run):
             host, pid = run.data.tags.get("host"), run.data.tags.get("pid")
             if host == identity["host"]:
                 raise UserError(f"run {name} is already running (pid {pid}); wait for it or stop it")
             logger.warning("run %s is running on %s too, if its process %s still lives", name, host, pid)
-    stopped = [run for run in runs if run.info.status != "RUNNING"]
+    stopped = [run for run in runs if run.info.status != "RUNNING" or _is_own(run)]
     if not stopped:
         return str(client.create_run(experiment, tags=dict(identity), run_name=name).info.run_id)
     run_id = str(max(stopped, key=lambda run: run.info.start_time).info.run_id)
@@ -290,14 +307,20 @@ def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[s
     return run_id
 
 
+def _is_own(run: Run) -> bool:
+    return owner().items() <= run.data.tags.items()
+
+
 def _end_badly(client: MlflowClient, tracker: MlflowTracker, status: str, tags: Mapping[str, str]) -> None:
     """Write what is buffered and the end state; a store that fails now must not hide the error that came first."""
     try:
         client.set_terminated(tracker.run_id, status)
-        tracker.tags(tags)
+        if tags:
+            set_tags(client, tracker.run_id, tags)
         tracker.flush()
-    except Exception:
-        logger.warning("run %s could not be recorded as %s", tracker.run_id, status, exc_info=True)
+    except failures_of_stores() as error:
+        reason = " ".join(str(error).split())[:MESSAGE_CHARS]
+        logger.warning("run %s could not be recorded as %s (%s)", tracker.run_id, status, reason)
 
 
 def _close_dead(client: MlflowClient, experiment: str) -> int:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import logging
 import os
 import sqlite3
 import tempfile
@@ -16,6 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lrp_compress.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# Of several machines; a write-ahead log needs memory that all its readers share, which these do not give.
+NETWORK_FILE_SYSTEMS = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs", "lustre",
+    "nfs", "nfs4", "orangefs", "panfs", "smb3", "wekafs",
+}  # fmt: skip
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 def resolve_uri(uri: str) -> str:
@@ -74,6 +84,12 @@ def check_database(path: Path) -> None:
     # A database is written together with its log and its lock beside it.
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"tracking.uri: folder {path.parent} is not writable; choose another")
+    if (kind := _file_system(path.parent)) in NETWORK_FILE_SYSTEMS:
+        logger.warning(
+            "%s lies on a network file system (%s): SQLite loses what several machines write; use tracking=server",
+            path,
+            kind,
+        )
     if not path.exists():
         return
     if not path.is_file():
@@ -88,6 +104,18 @@ def check_database(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         reason = "is not a SQLite database" if "not a database" in str(error) else f"cannot be used ({error})"
         raise UserError(f"tracking.uri: {path} {reason}; choose another file") from error
+
+
+def _file_system(folder: Path) -> str:
+    """Name the kind of file system that a folder lies on, as Linux does; empty where that is not known."""
+    try:
+        mounts = [line.split() for line in MOUNTS.read_text().splitlines()]
+    except OSError:
+        return ""
+    # the mount point is the fifth field, with spaces as \\040; the kind follows a hyphen (proc_pid_mountinfo(5))
+    kinds = {fields[4].replace("\\040", " "): fields[fields.index("-") + 1] for fields in mounts}
+    place = folder.resolve()
+    return next((kinds[str(parent)] for parent in (place, *place.parents) if str(parent) in kinds), "")
 
 
 def check_answers(uri: str, timeout_s: float) -> None:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
+import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lrp_compress.tracking.journal import Journal, content_digest
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
 
 logger = logging.getLogger(__name__)
 
-# MLflow refuses larger requests and longer parameter values.
-METRICS_PER_REQUEST = 1000
-PARAMS_PER_REQUEST = 100
-PARAM_CHARS = 6000
+# What MLflow takes in one request: one for many metrics is some hundred times cheaper than one each.
+BATCHES = {"metric": 1000, "param": 100, "tag": 100, "artifact": 1, "image": 1}
+PARAM_CHARS = 6000  # of a parameter's value that MLflow takes
 
-# One request for many metrics is some hundred times cheaper than one each.
 BUFFER_METRICS = 500
 BUFFER_SECONDS = 5.0
+RETRY_SECONDS = 60.0  # after which a store that has failed is asked again
+REASON_CHARS = 300
 
 
 class Tracker:
@@ -60,13 +61,13 @@ class Tracker:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with what is in it, into the run's artifacts, below `folder`."""
 
-    def image(self, image: Path | npt.NDArray[np.uint8], key: str, step: int = 0) -> None:
-        """Show an image at `step` of the series `key`, in the section named after the key's part before the slash.
+    def image(self, image: Path, key: str, step: int = 0) -> None:
+        """Show an image file at `step` of the series `key`, in the section named after the key's part before the slash.
 
         Parameters
         ----------
-        image : Path or array
-            An image file, or uint8 pixels (H,W) or (H,W,3).
+        image : Path
+            The file.
         key : str
             Letters, digits, ``_ - . /`` and spaces, e.g. ``relevance/teacher``.
         step : int
@@ -78,7 +79,10 @@ class Tracker:
 
 
 class MlflowTracker(Tracker):
-    """Records one run in an MLflow store.
+    """Records one run in an MLflow store, by way of a journal.
+
+    A store that fails does not fail the run: what it did not take waits in the journal, is offered again every minute,
+    at the end, and when the same command is given another time.
 
     Parameters
     ----------
@@ -88,60 +92,109 @@ class MlflowTracker(Tracker):
         An existing run.
     address : str
         The run's page in the user interface.
+    journal : Journal
+        What the run has recorded before; all of it, if another run of the store has it.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str, address: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, address: str, journal: Journal) -> None:
         self.run_id: str = run_id
         self.address: str = address
         self._client = client
-        self._buffer: list[Metric] = []
+        self._journal = journal
         self._flushed = time.monotonic()
-        self._not_finite: set[str] = set()
+        self._refused_at: float | None = None
+        if journal.run_id != run_id:
+            journal.hand_over(run_id, 0)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        from mlflow.entities import Metric
-
         now = time.time_ns() // 1_000_000
         for name, value in values.items():
             number = float(value)
             if math.isfinite(number):
-                self._buffer.append(Metric(name, number, now, step))
-            elif name not in self._not_finite:
-                self._not_finite.add(name)
+                self._journal.add("metric", name, number, step=step, timestamp=now)
+            elif self._journal.add("tag", f"not_finite.{name}", f"{number} at step {step}", once=True):
                 logger.warning("%s is %s at step %d", name, number, step)
-                self.tags({f"not_finite.{name}": f"{number} at step {step}"})
-        if len(self._buffer) >= BUFFER_METRICS or time.monotonic() - self._flushed > BUFFER_SECONDS:
+        late = time.monotonic() - self._flushed > BUFFER_SECONDS
+        if late or len(self._journal.records) - self._journal.handed >= BUFFER_METRICS:
             self.flush()
 
     def params(self, values: Mapping[str, object]) -> None:
-        from mlflow.entities import Param
-
-        known = self._client.get_run(self.run_id).data.params
-        new = [Param(name, _param_text(value)) for name, value in values.items() if name not in known]
-        for first in range(0, len(new), PARAMS_PER_REQUEST):
-            self._client.log_batch(self.run_id, params=new[first : first + PARAMS_PER_REQUEST])
+        for name, value in values.items():
+            self._journal.add("param", name, _param_text(value), once=True)
+        self.flush()
 
     def tags(self, values: Mapping[str, str]) -> None:
-        set_tags(self._client, self.run_id, values)
+        for name, value in values.items():
+            self._journal.add("tag", name, str(value))
+        self.flush()
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        self._client.log_artifact(self.run_id, str(path), folder)
+        digest = content_digest(path)
+        self._journal.add("artifact", path.name, digest, folder=folder, path=str(path.absolute()))
+        self.flush()
 
-    def image(self, image: Path | npt.NDArray[np.uint8], key: str, step: int = 0) -> None:
-        if isinstance(image, Path):
-            import PIL.Image
-
-            with PIL.Image.open(image) as opened:
-                self._client.log_image(self.run_id, opened.convert("RGB"), key=key, step=step, synchronous=True)
-        else:
-            self._client.log_image(self.run_id, image, key=key, step=step, synchronous=True)
+    def image(self, image: Path, key: str, step: int = 0) -> None:
+        self._journal.add("image", key, content_digest(image), step=step, path=str(image.absolute()))
+        self.flush()
 
     def flush(self) -> None:
-        # What is not written stays in the buffer, so that a call that fails loses nothing.
-        while self._buffer:
-            self._client.log_batch(self.run_id, metrics=self._buffer[:METRICS_PER_REQUEST])
-            del self._buffer[:METRICS_PER_REQUEST]
+        if self._refused_at is None or time.monotonic() - self._refused_at > RETRY_SECONDS:
+            self._hand_over()
+
+    def end(self) -> bool:
+        """Give the store all that it has not, and end the run; whether it took it."""
+        if self._hand_over() and self._tried(lambda: self._client.set_terminated(self.run_id, "FINISHED")):
+            self._journal.end()
+            return True
+        logger.warning("what is left of run %s waits in %s; the same command hands it over", self.run_id, self._journal)
+        return False
+
+    def _hand_over(self) -> bool:
         self._flushed = time.monotonic()
+        journal = self._journal
+        while batch := journal.pending(BATCHES):
+            if not self._tried(functools.partial(self._send, batch)):
+                return False
+            journal.hand_over(self.run_id, journal.handed + len(batch))
+        return True
+
+    def _tried(self, send: Callable[[], None]) -> bool:
+        """Ask the store for something; say so in a line when it begins to fail and when it answers again."""
+        try:
+            send()
+        except failures_of_stores() as error:
+            if self._refused_at is None:
+                reason = " ".join(str(error).split())[:REASON_CHARS]
+                logger.warning("the run goes on, though its store fails (%s)", reason)
+            self._refused_at = time.monotonic()
+            return False
+        if self._refused_at is not None:
+            logger.info("the store answers again")
+            self._refused_at = None
+        return True
+
+    def _send(self, records: Sequence[Mapping[str, Any]]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        client, run_id, kind = self._client, self.run_id, records[0]["kind"]
+        if kind == "metric":
+            points = [Metric(r["name"], r["value"], r["timestamp"], r["step"]) for r in records]
+            client.log_batch(run_id, metrics=points)
+        elif kind == "tag":
+            client.log_batch(run_id, tags=[RunTag(r["name"], r["value"]) for r in records])
+        elif kind == "param":
+            known = client.get_run(run_id).data.params
+            client.log_batch(run_id, params=[Param(r["name"], r["value"]) for r in records if r["name"] not in known])
+        elif not Path(records[0]["path"]).exists():
+            logger.warning("%s is gone and can no longer be recorded", records[0]["path"])
+        elif kind == "artifact":
+            client.log_artifact(run_id, records[0]["path"], records[0]["folder"])
+        else:
+            import PIL.Image
+
+            with PIL.Image.open(records[0]["path"]) as opened:
+                key, step = records[0]["name"], records[0]["step"]
+                client.log_image(run_id, opened.convert("RGB"), key=key, step=step, synchronous=True)
 
 
 def _param_text(value: object) -> str:
@@ -150,6 +203,15 @@ def _param_text(value: object) -> str:
         return text
     note = f"... [cut, {len(text)} characters]"
     return text[: PARAM_CHARS - len(note)] + note
+
+
+def failures_of_stores() -> tuple[type[Exception], ...]:
+    """Name what MLflow raises where a store does not answer, is full, damaged or refuses."""
+    from alembic.util.exc import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, CommandError, sqlite3.Error, OSError
 
 
 def set_tags(client: MlflowClient, run_id: str, values: Mapping[str, str]) -> None:

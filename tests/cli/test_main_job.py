@@ -23,6 +23,7 @@ from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.evaluation import Evaluation, load_evaluation
 from lrp_compress.config import TrackingConfig
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.files import SUMS
 from lrp_compress.reporting.records import find_runs
 from lrp_compress.tracking.downloads import download_folder
 from tests.cli.commands import environment
@@ -321,7 +322,7 @@ def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob
     page = (tmp_path / "multirun" / sweep_name / "report.html").read_text()
     assert page.count("<svg") == 4
     cached = sorted(path.name.split("-")[0] for path in (tmp_path / "outputs" / "cache").iterdir())
-    assert cached == ["evaluation", "rollouts"]
+    assert cached == ["SHA256SUMS", "evaluation", "rollouts"]
     again = main_job(tmp_path, *sweep)
     assert again.count("has finished before") == 2
     assert len(runs(tmp_path)) == 3
@@ -353,7 +354,7 @@ def test_a_failed_export_costs_no_result_and_is_repeated_alone(forks: Forks, tmp
     (run,) = runs(tmp_path)
     assert (run.info.status, run.data.metrics["export/onnx/failed"]) == ("FINISHED", 1)
     others = [path for folder in ("stages", "figures") for path in (own / folder).rglob("*") if path.is_file()]
-    made = {path: path.stat().st_mtime_ns for path in others if "channels-step" not in path.name}
+    made = {path: path.stat().st_mtime_ns for path in others if "channels-step" not in path.name and path.name != SUMS}
 
     blocked.unlink()
     done = forks.run("lrp_compress", job, tmp_path)

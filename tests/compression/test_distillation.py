@@ -147,7 +147,7 @@ def test_the_best_by_what_suits_the_play_is_kept(learned: Any, teacher: Agent, p
     unmatched = copy.deepcopy(result.network)
     with torch.no_grad():
         for parameter in unmatched.head.parameters():
-            parameter.mul_(result.entropy_temperature)
+            parameter.mul_(result.policy_temperature)
     assert distance("kl", unmatched, play) == pytest.approx(least, rel=1e-3)
     agent = q_agent(teacher)
     rule = ActionRule("greedy", 0.05)
@@ -253,7 +253,7 @@ def test_halves_of_a_batch_in_two_threads_are_a_batch(teacher: Agent, play: Roll
     ends = []
     for cores in (4, 1):
         monkeypatch.setattr("lrp_compress.compression.learner.os.cpu_count", lambda cores=cores: cores)
-        result, _ = distilled(student, teacher, play, 640, hint=0.0, data="teacher", match_entropy=False)
+        result, _ = distilled(student, teacher, play, 640, hint=0.0, data="teacher", match_best=False)
         ends.append(weights(result.network))
     moved, apart = (ends[0] - weights(student)).abs().mean(), (ends[0] - ends[1]).abs().mean()
     assert apart < 0.02 * moved
@@ -337,10 +337,10 @@ def test_hints_bring_the_kept_units_closer(teacher: Agent, play: Rollouts):
     assert error(with_hints.network) < 0.9 * min(error(without.network), error(student))
 
 
-def test_the_entropy_is_matched_by_one_factor(teacher: Agent, play: Rollouts):
-    matched, plain = (distilled(small_student(), teacher, play, 800, match_entropy=match)[0] for match in (True, False))
-    assert plain.entropy_temperature == 1
-    assert matched.entropy_temperature not in (0.5, 1, 2)
+def test_the_best_action_is_matched_by_one_factor(teacher: Agent, play: Rollouts):
+    matched, plain = (distilled(small_student(), teacher, play, 800, match_best=match)[0] for match in (True, False))
+    assert plain.policy_temperature == 1
+    assert matched.policy_temperature not in (0.5, 1, 2)
     for name, tensor in plain.network.state_dict().items():
-        factor = matched.entropy_temperature if name.startswith("head") else 1.0
+        factor = matched.policy_temperature if name.startswith("head") else 1.0
         torch.testing.assert_close(matched.network.state_dict()[name] * factor, tensor, rtol=1e-3, atol=1e-4)

@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import pytest
 
@@ -26,6 +25,7 @@ from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.processes import process_start
 from lrp_compress.tracking import runs as tracking
+from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.tracker import BUFFER_METRICS, MlflowTracker
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
@@ -138,7 +138,7 @@ def test_finished_run_holds_everything(config: TrackingConfig, tmp_path: Path) -
         tracker.artifact(tmp_path / "plan.json", "plan")
         tracker.artifact(tmp_path / "maps")
         tracker.image(tmp_path / "map.png", "relevance/student")
-        tracker.image(np.zeros((84, 84, 3), np.uint8), "relevance/teacher", step=2)
+        tracker.image(tmp_path / "map.png", "relevance/teacher", step=2)
         assert get(config, tracker.run_id).info.status == "RUNNING"
     run = get(config, tracker.run_id)
     assert run.info.status == "FINISHED"
@@ -434,29 +434,36 @@ def free_port() -> int:
 @pytest.fixture
 def server(template: Path, tmp_path: Path, free_port: int) -> Iterator[str]:
     shutil.copy(template, tmp_path / "served.db")
-    arguments = ["--host", "127.0.0.1", "--port", str(free_port), "--workers", "1"]
+    with serving(tmp_path, free_port):
+        yield f"http://127.0.0.1:{free_port}"
+
+
+@contextlib.contextmanager
+def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run an MLflow server in a process group of its own."""
+    arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = [
         "--backend-store-uri",
-        f"sqlite:///{tmp_path}/served.db",
+        f"sqlite:///{folder}/served.db",
         "--artifacts-destination",
-        str(tmp_path / "files"),
+        str(folder / "files"),
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments, *store],
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    uri = f"http://127.0.0.1:{free_port}"
+    uri = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
         while not _answers(uri):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        yield uri
+        yield process
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -480,8 +487,9 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
         tracker.artifact(tmp_path / "plan.json")
         raise KeyboardInterrupt
     assert get(config, tracker.run_id).info.status == "KILLED"
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "map.png")
     with open_run(config, params={"a": 2}) as continued:
-        continued.image(np.zeros((8, 8), np.uint8), "relevance/teacher")
+        continued.image(tmp_path / "map.png", "relevance/teacher")
     assert continued.run_id == tracker.run_id
     run = get(config, tracker.run_id)
     assert run.info.status == "FINISHED"
@@ -492,6 +500,92 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     assert tracking.training_view(config) == f"{page}/runs?workflowType=machine_learning"
     assert continued.address == f"{page}/runs/{tracker.run_id}"
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_hangs_does_not_hold_the_run_up_and_is_told_later(
+    template: Path, tmp_path: Path, free_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    shutil.copy(template, tmp_path / "served.db")
+    config = TrackingConfig(uri=f"http://127.0.0.1:{free_port}", experiment="test", timeout_s=5)
+    (tmp_path / "plan.json").write_text("{}")
+    path = tmp_path / "run" / JOURNAL
+    with serving(tmp_path, free_port) as process:
+        tracking.check_store(config)
+        with open_run(config, journal=Journal(path)) as tracker:
+            tracker.metrics({"loss": 0.5}, step=1)
+            tracker.flush()
+            os.killpg(process.pid, signal.SIGSTOP)
+            begun = time.monotonic()
+            for step in range(2, 20):
+                tracker.metrics({"loss": 1 / step}, step)
+                tracker.artifact(tmp_path / "plan.json")
+        assert time.monotonic() - begun < 30
+        assert "the run goes on, though its store fails" in caplog.text
+        assert f"what is left of run {tracker.run_id} waits in {path}; the same command hands it over" in caplog.text
+        assert not Journal(path).ended
+
+        os.killpg(process.pid, signal.SIGCONT)
+        with open_run(config, again=True, journal=Journal(path)) as later:
+            assert later.run_id == tracker.run_id
+        run, points = get(config, later.run_id), client_of(config).get_metric_history(later.run_id, "loss")
+        assert run.info.status == "FINISHED"
+        assert sorted(point.step for point in points) == list(range(1, 20))
+        assert [file.path for file in client_of(config).list_artifacts(later.run_id)] == ["plan.json"]
+    assert Journal(path).ended
+
+
+def test_what_is_recorded_again_is_recorded_once(config: TrackingConfig, tmp_path: Path) -> None:
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "map.png")
+    (tmp_path / "plan.json").write_text("{}")
+    path, client = tmp_path / "run" / JOURNAL, client_of(config)
+    for number in range(4):
+        with contextlib.suppress(KeyboardInterrupt), open_run(config, journal=Journal(path)) as tracker:
+            tracker.metrics({"loss": 0.5}, step=1)
+            tracker.metrics({"loss": 0.1 * number}, step=2)
+            tracker.artifact(tmp_path / "plan.json")
+            tracker.image(tmp_path / "map.png", "relevance/maps")
+            if number < 3:
+                raise KeyboardInterrupt
+    points = client.get_metric_history(tracker.run_id, "loss")
+    assert sorted((point.step, round(point.value, 1)) for point in points) == [
+        (1, 0.5), (2, 0.0), (2, 0.1), (2, 0.2), (2, 0.3)
+    ]  # fmt: skip
+    assert len(client.list_artifacts(tracker.run_id, "images")) == 2  # a picture and its thumbnail
+
+
+def test_a_run_that_is_gone_from_the_store_is_recorded_anew(config: TrackingConfig, tmp_path: Path) -> None:
+    path = tmp_path / "run" / JOURNAL
+    with pytest.raises(KeyboardInterrupt), open_run(config, journal=Journal(path)) as first:
+        first.metrics({"loss": 0.5}, step=1)
+        raise KeyboardInterrupt
+    client_of(config).delete_run(first.run_id)
+    with open_run(config, journal=Journal(path)) as second:
+        pass
+    assert second.run_id != first.run_id
+    assert get(config, second.run_id).data.metrics == {"loss": 0.5}
+
+
+def test_a_journal_that_was_cut_off_or_damaged_is_gone_on_with(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / JOURNAL
+    journal = Journal(path)
+    assert journal.add("tag", "a", "1")
+    assert journal.add("tag", "b", "2")
+    journal.hand_over("run", 1)
+    path.write_text(path.read_text() + '{"kind": "tag", "na')
+    cut = Journal(path)
+    assert (cut.records, cut.run_id, cut.handed) == (journal.records, "run", 1)
+    assert not cut.add("tag", "b", "2")
+    assert cut.add("tag", "b", "3")
+    assert len(Journal(path).records) == 3
+    for damaged in ("\x00\n", "[]\n", '{"other": 1}\n'):
+        path.write_text(damaged)
+        assert Journal(path).records == []
+        assert not path.exists()
+    assert caplog.text.count("is damaged") == 3
 
 
 def test_check_beside_an_open_run_does_not_cost_its_lock(config: TrackingConfig) -> None:

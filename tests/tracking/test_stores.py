@@ -107,3 +107,20 @@ def test_another_kind_of_server_is_refused() -> None:
         uri = f"http://127.0.0.1:{other.server_port}"
         with pytest.raises(UserError, match="answers HTTP 501, unlike an MLflow server"):
             check_answers(uri, timeout_s=5)
+
+
+def test_a_database_on_a_network_file_system_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shared = tmp_path / "shared folder"
+    shared.mkdir()
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "27 1 254:0 / / rw,relatime - ext4 /dev/vda rw\n"
+        f"90 27 0:50 / {str(shared).replace(' ', chr(92) + '040')} rw shared:5 - nfs4 host:/export rw\n"
+    )
+    monkeypatch.setattr("lrp_compress.tracking.stores.MOUNTS", mounts)
+    check_database(tmp_path / "mlflow.db")
+    assert caplog.text == ""
+    check_database(shared / "mlflow.db")
+    assert "lies on a network file system (nfs4)" in caplog.text
