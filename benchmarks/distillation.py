@@ -45,6 +45,7 @@ CONFIG = DistillConfig(
     step_samples=0,
     patience=10**9,
     min_gain=0.0,
+    enough=0.0,
     data="student",
     teacher_fraction=0.0,
     epsilon=0.05,

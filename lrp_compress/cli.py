@@ -188,7 +188,9 @@ def report_sweep(command: Command, config: DictConfig) -> None:
         elsewhere = importlib.import_module("lrp_compress.reporting.collections").Elsewhere(
             tracking, Path(config.cache_dir) / "downloads"
         )
-        importlib.import_module("lrp_compress.reporting.publishing").report_sweep(folder, elsewhere, Console())
+        importlib.import_module("lrp_compress.reporting.publishing").report_sweep(
+            folder, elsewhere, Console(markup=False)
+        )
 
 
 def stopped(end: KeyboardInterrupt | SystemExit) -> Any:

@@ -37,6 +37,7 @@ class TeacherConfig:
 
     source: str = MISSING
     fire_on_life_loss: bool | None = MISSING
+    frame_skip: int | None = within(1, 60)
 
 
 @dataclass
@@ -99,6 +100,7 @@ class DistillConfig:
     loss: str = MISSING
     temperature: float | None = within(0, open_low=True)
     hint: float = within(0)
+    enough: float = within(0)
     match_best: bool = MISSING
     samples: int = within(0)
     step_samples: int = within(0)

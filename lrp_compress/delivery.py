@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, save_agent
 from lrp_compress.atari.evaluation import Evaluation, falls_below
-from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
+from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.quantization import (
@@ -37,7 +37,6 @@ from lrp_compress.deployment.latency import (
     speedup,
     torch_decision,
 )
-from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
 from lrp_compress.files import SUMS, check_folder_signed, check_signed, read_json, sign, stored, write_json
@@ -114,7 +113,7 @@ class Delivery:
         stage = self._stage
         played = announced(
             "play of the student",
-            lambda: collect_rollouts(self._student, how, stage.rule, self._config.protocol, seed, stage.emulators),
+            lambda: stage.play(self._student, "student", how, seed),
             lambda rollouts: f"{len(rollouts):,} states",
         )
         observations = played.observations(torch.arange(states)).numpy()  # environment by environment
@@ -232,10 +231,7 @@ class Delivery:
 
     def float_files(self, agents: Mapping[str, Agent]) -> dict[str, Path]:
         """Write the agents as float32 ONNX files."""
-        return {name: self._float_file(agent, self._folder / "onnx" / f"{name}.onnx") for name, agent in agents.items()}
-
-    def _float_file(self, agent: Agent, path: Path) -> Path:
-        return stored(path, lambda: path, lambda path, _: save_float(path, agent), lambda path: path)
+        return {name: self._stage.float_file(agent, name) for name, agent in agents.items()}
 
     def measure(self, agents: Mapping[str, Agent], files: Mapping[str, Path], rollouts: Rollouts) -> dict[str, Latency]:
         """Measure the latency of the files in ONNX Runtime and of the networks in PyTorch, all interleaved."""

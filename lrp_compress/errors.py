@@ -38,3 +38,8 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
     close = difflib.get_close_matches(given, names, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return UserError(f"{kind}={given} is unknown{hint}; choose from: {', '.join(names)}")
+
+
+def printable(text: str) -> str:
+    """Escape what would steer a terminal; a message may quote a file from anywhere."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lrp_compress.errors import UserError
+from lrp_compress.errors import UserError, printable
 from lrp_compress.progress import announced, no_figure, skipped
 
 logger = logging.getLogger(__name__)
@@ -126,6 +126,18 @@ def check_signed(path: Path) -> None:
         raise ValueError("its content is not what was written")
 
 
+def is_whole(path: Path) -> bool:
+    """Tell whether a file is there with the content that `sign` saw; if it is another, say so."""
+    try:
+        check_signed(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        told_damaged(path, error)
+        return False
+    return True
+
+
 def check_folder_signed(folder: Path) -> None:
     """Check all files of a folder that `sign` has seen; errors as of `check_signed`, also for one that is missing."""
     for name in _sums(folder):
@@ -142,7 +154,7 @@ def _sums(folder: Path) -> dict[str, str]:
 
 def told_damaged(path: Path, error: Exception) -> None:
     """Say in one line that a result of ours cannot be read and is made again."""
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = printable(" ".join(str(error).split())[:160]) or type(error).__name__
     logger.warning("%s is damaged (%s); it is made again", path, reason)
 
 

@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lrp_compress.agents.checkpoints import MOST_FRAMES
 from lrp_compress.atari.acting import ActionRule, Outputs, action_rule
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.atari.evaluation import bootstrap_interval
@@ -73,7 +74,7 @@ def run(config: FirmwareConfig, run_dir: Path, sweep: str | None) -> dict[str, f
     dict of str to float
         The metrics of `put_on_board`.
     """
-    console = Console()
+    console = Console(markup=False)
     identity = {"agent": file_digest(Path(config.agent))}
     tags = {"board": config.board} | ({"sweep": sweep} if sweep else {})
     metrics = run_once(config, run_dir, identity, tags, functools.partial(put_on_board, config, run_dir), console)
@@ -229,6 +230,7 @@ def _open_game(config: FirmwareConfig, policy: OnnxPolicy, number: int) -> Atari
         _seed(config, number),
         action_set=about.get("action_set", "minimal"),
         fire_on_life_loss=about.get("fire_on_life_loss") == "true",
+        frame_skip=int(about.get("frame_skip", "4")),
         max_frames=config.evaluate.max_frames,
         threads=1,
     )
@@ -254,4 +256,7 @@ def _load(config: FirmwareConfig) -> OnnxPolicy:
     game = policy.metadata.get("game")
     if game != config.game.name:
         raise UserError(f"agent file {config.agent} plays {game}, not {config.game.name}; choose game={game}")
+    skip = policy.metadata.get("frame_skip", "4")
+    if skip not in map(str, range(1, MOST_FRAMES + 1)):
+        raise UserError(f"agent file {config.agent}: frame_skip {skip[:20]!r} is not between 1 and {MOST_FRAMES}")
     return policy

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lrp_compress.checks import omegaconf_message, unknown_key
 from lrp_compress.config import RootConfig, SearchConfig
-from lrp_compress.errors import GivenUp, UserError, unknown_name
+from lrp_compress.errors import GivenUp, UserError, printable, unknown_name
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 SEARCH = "hydra.sweeper."  # users write search.
@@ -105,5 +105,6 @@ def report(error: BaseException, schema: type[RootConfig], full: bool, job: str 
         traceback.print_exception(error)
     if mistake or job:
         line = one_line(error, schema) if mistake else f"{type(error).__name__}: {one_line(error, schema)}"
-        print(f"{'' if isinstance(error, GivenUp) else 'error: '}{job}{line}", file=sys.stderr, flush=True)
+        said = f"{'' if isinstance(error, GivenUp) else 'error: '}{job}{line}"
+        print(printable(said), file=sys.stderr, flush=True)
     return 2 if mistake else 1

@@ -140,7 +140,7 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     UserError
         If an export has failed; the result is complete and shown all the same.
     """
-    console = Console()
+    console = Console(markup=False)
     teacher, digest = find_teacher(config)
     tags = {"criterion": config.criterion.name} | ({"sweep": sweep} if sweep else {})
     metrics = run_once(

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from lrp_compress.checks import conf_dir
 from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError
+from lrp_compress.errors import UserError, printable
 from lrp_compress.processes import printing_never_fails
 
 
@@ -36,7 +36,7 @@ def main() -> None:
         own = dataclasses.replace(tracking, uri=options.tracking, experiment=options.experiment)
         print(_write(options, own, cache / "downloads"))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: cannot write {error.filename}: {error.strerror}; choose another --out", file=sys.stderr)

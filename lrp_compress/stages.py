@@ -16,7 +16,7 @@ from torch import Tensor
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
 from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.teachers import SHIPPED
+from lrp_compress.agents.teachers import SCORE, SHIPPED
 from lrp_compress.atari.acting import Outputs, action_rule
 from lrp_compress.atari.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
 from lrp_compress.atari.groups import Emulators
@@ -31,10 +31,12 @@ from lrp_compress.compression.losses import action_agreement, default_temperatur
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.compression.repair import lessons, repair
 from lrp_compress.compression.tuning import TUNED, tune
-from lrp_compress.config import Config, DistillConfig, PruneConfig, config_hash
+from lrp_compress.config import Config, DistillConfig, PruneConfig, RolloutsConfig, config_hash
+from lrp_compress.deployment.onnx_models import save_float
+from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import GivenUp
 from lrp_compress.figures import relevance_bars
-from lrp_compress.files import read_json, stored, value_digest, write_json
+from lrp_compress.files import is_whole, read_json, sign, stored, value_digest, write_json
 from lrp_compress.progress import Pace
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
@@ -43,7 +45,8 @@ logger = logging.getLogger(__name__)
 
 UNDISTILLED = ("pruned", "repaired")  # judged by fewer games
 JUDGED = 4  # times as many states repair is solved on as choose its strength
-SHARED_FORMAT = 2  # of the files that runs share: where it is another, they are made anew
+SHARED_FORMAT = 3  # of the files that runs share: where it is another, they are made anew
+FAR_BELOW = 0.5  # of the way from random play to the return that an agent's file states
 COMPARED = 4096  # held-out states at most that agents are compared on
 
 
@@ -98,11 +101,17 @@ class Stages:
         seed = stage_seed(config.seed, "rollouts")
         return stored(
             self._shared("rollouts", dataclasses.asdict(config.rollouts), seed).with_suffix(".safetensors"),
-            lambda: collect_rollouts(self.teacher, config.rollouts, self.rule, config.protocol, seed, self.emulators),
+            lambda: self.play(self.teacher, "teacher", config.rollouts, seed),
             save_rollouts,
             lambda path: load_rollouts(path, config.protocol, seed),
             "rollouts",
             lambda rollouts: f"{len(rollouts):,} states",
+        )
+
+    def play(self, agent: Agent, name: str, how: RolloutsConfig, seed: int) -> Rollouts:
+        """Let an agent play, and keep states of it."""
+        return collect_rollouts(
+            agent, how, self.rule, self.config.protocol, seed, self.emulators, self.in_runtime(agent, name)
         )
 
     def ratios(self, rollouts: Rollouts) -> PruneConfig:
@@ -308,10 +317,11 @@ class Stages:
             how = dataclasses.replace(how, episodes=min(how.episodes, how.pruned_episodes))
         path = self.folder / f"evaluation-{name}.json"
         shared = self._shared("evaluation", dataclasses.asdict(config.evaluate), seed).with_suffix(".json")
+        plays = outputs or self.in_runtime(agent, name)
         evaluation = stored(
             shared if name == "teacher" else path,
             lambda: evaluate(
-                agent, how, config.game, self.rule, config.protocol, seed, f"evaluate {name}", outputs, self.emulators
+                agent, how, config.game, self.rule, config.protocol, seed, f"evaluate {name}", plays, self.emulators
             ),
             save_evaluation,
             load_evaluation,
@@ -321,7 +331,32 @@ class Stages:
         if not path.exists():
             save_evaluation(path, evaluation)
         self.tracker.artifact(path, "evaluation")
+        if name == "teacher":
+            self._compare_with_stated(evaluation)
         return evaluation
+
+    def _compare_with_stated(self, evaluation: Evaluation) -> None:
+        """Warn if the teacher's file says that it plays far better than it does here."""
+        stated, random_score = self.teacher.info.lineage.get(SCORE), self.config.game.random_score or 0.0
+        if isinstance(stated, float) and evaluation.mean < random_score + FAR_BELOW * (stated - random_score):
+            logger.warning(
+                "the teacher's mean return is %.1f, its file says %.1f; usual causes: another protocol or rule of "
+                "acting, teacher.fire_on_life_loss, teacher.frame_skip, observations scaled in another way",
+                evaluation.mean,
+                stated,
+            )
+
+    def float_file(self, agent: Agent, name: str) -> Path:
+        """Write an agent as a float32 ONNX file."""
+        path = self.folder / "onnx" / f"{name}.onnx"
+        if not is_whole(path):
+            save_float(path, agent)
+            sign(path)
+        return path
+
+    def in_runtime(self, agent: Agent, name: str) -> Outputs:
+        """Let ONNX Runtime compute an agent's outputs: for few states it takes a quarter to two thirds of the time."""
+        return OnnxPolicy(self.float_file(agent, name)).outputs
 
     def _to_learn(self, agent: Agent) -> Agent:
         """Copy an agent to where students learn."""
@@ -337,7 +372,7 @@ class Stages:
     def _shared(self, kind: str, settings: Mapping[str, Any], seed: int) -> Path:
         """Path, without suffix, of a result that depends on the teacher's play alone."""
         info, game = self.teacher.info, dataclasses.asdict(self.config.game)
-        how = [info.fire_on_life_loss, game, self.config.protocol, str(self.rule), seed]
+        how = [info.fire_on_life_loss, info.frame_skip, game, self.config.protocol, str(self.rule), seed]
         key = [__version__, SHARED_FORMAT, self._digest, *how]
         return Path(self.config.cache_dir) / f"{kind}-{info.game}-{value_digest([*key, settings])[:16]}"
 

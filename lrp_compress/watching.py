@@ -65,7 +65,7 @@ def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float
     maps = torch.cat([heat_maps(agent.network, batch, composite, start) for batch in batches])
     pictures = relevance_pictures(play[:, -1], maps)
     video = write_video(run_dir / VIDEO, pictures)
-    Console().print(f"{len(play) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
+    Console(markup=False).print(f"{len(play) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
     if config.window or (config.window is None and has_screen()):
         show(pictures, f"{config.game.title}, and what the agent looks at")
     return {"play/steps": float(len(play))}

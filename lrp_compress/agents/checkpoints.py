@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from lrp_compress.files import atomic_path
 
 FORMAT = "lrp_compress/1"
 ACTION_SETS = ("minimal", "full")
+MOST_FRAMES = 60  # of a decision: a second
+ROM_ID = re.compile("[a-z0-9_]{1,40}")
 HEADER_START = 4096  # bytes of a file in which our metadata begins
 
 
@@ -38,6 +41,8 @@ class AgentInfo:
         Where the agent comes from: the teacher's digest, criterion, ratio and so on; free JSON.
     kept : dict of str to list of int
         Per hidden layer the channels' indices in the original teacher's numbering.
+    frame_skip : int
+        Emulator frames of a decision.
     """
 
     game: str
@@ -45,10 +50,19 @@ class AgentInfo:
     fire_on_life_loss: bool
     lineage: dict[str, Any]
     kept: dict[str, list[int]]
+    frame_skip: int = 4
 
     def __post_init__(self) -> None:
         if self.action_set not in ACTION_SETS:
             raise ValueError(f"action_set {self.action_set!r} is not one of {', '.join(ACTION_SETS)}")
+        if not ROM_ID.fullmatch(self.game):
+            raise ValueError(f"game {self.game!r} is not the id of a ROM, such as 'space_invaders'")
+        if type(self.frame_skip) is not int or not 1 <= self.frame_skip <= MOST_FRAMES:
+            raise ValueError(f"frame_skip {self.frame_skip!r} is not between 1 and {MOST_FRAMES}")
+        if type(self.fire_on_life_loss) is not bool or not isinstance(self.lineage, dict):
+            raise ValueError("fire_on_life_loss is not true or false, or lineage no object")
+        if not all(type(channel) is int for channels in self.kept.values() for channel in channels):
+            raise ValueError("kept is not a list of channel numbers per layer")
 
 
 @dataclass(frozen=True)

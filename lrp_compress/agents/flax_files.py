@@ -71,6 +71,8 @@ def _parts(tree: Any) -> dict[str, Any]:
 def _params(tree: Any) -> Mapping[str, Any]:
     if not isinstance(tree, dict) or not isinstance(params := tree.get("params", tree), dict):
         raise ValueError("it holds no parameters of a flax network")
+    if odd := next((name for name in tree if params is not tree and name != "params"), None):
+        raise ValueError(f"{odd} beside its parameters is not known")  # such as the statistics of a BatchNorm
     return params
 
 

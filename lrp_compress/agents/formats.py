@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import pickle
 import tarfile
 import warnings
@@ -24,10 +25,12 @@ from lrp_compress.agents.flax_files import is_flax, read_flax
 from lrp_compress.agents.layouts import Layout, State, network_from_state
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.errors import UserError
+from lrp_compress.files import read_json
 
 LARGEST = 2**27  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
 AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model")
 WRAPPERS = ("model_state_dict", "state_dict", "model_weights", "estimator_state", "agent", "model")
+SCORES = ("mean_reward", "eval_mean_reward", "mean_return", "mean_score", "score")
 # What other files begin with, what they are, and what helps.
 STRANGERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with git lfs pull"),
@@ -38,7 +41,7 @@ STRANGERS = (
 )
 
 
-def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Layout]:
+def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Layout, float | None]:
     """Read a network that another library saved.
 
     Parameters
@@ -55,6 +58,9 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
         As from `network_from_state`.
     layout : Layout
         Which library's file it was.
+    score : float or None
+        The mean return that the file says the agent has, or the ``results.json`` beside it, as Stable-Baselines3's
+        agents have on the hub.
 
     Raises
     ------
@@ -62,15 +68,16 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
         If the file is no such file, is cut off, holds pickled objects, or holds another architecture.
     """
     source = f"agent file {path}"
-    state, settings = _read_state(path, source)
+    state, settings, score = _read_state(path, source)
     try:
-        return network_from_state(state, actions, settings, source)
+        network, layout = network_from_state(state, actions, settings, source)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of tensors of odd kinds and shapes
         raise UserError(f"{source} cannot be read: {_line(error)}") from error
+    return network, layout, score if score is not None else _score_beside(path)
 
 
-def _read_state(path: Path, source: str) -> tuple[State, Mapping[str, Any]]:
-    """Read the tensors, and what a Stable-Baselines3 zip says beside them in plain JSON."""
+def _read_state(path: Path, source: str) -> tuple[State, Mapping[str, Any], float | None]:
+    """Read the tensors, what a Stable-Baselines3 zip says beside them in plain JSON, and the score stated."""
     try:
         content, settings = _content(path, source)
         state = _parsed(content)
@@ -82,8 +89,10 @@ def _read_state(path: Path, source: str) -> tuple[State, Mapping[str, Any]]:
             "loaded; save the state_dict alone"
         ) from error
     except Exception as error:  # a parser's, of damaged files: there is no end of their kinds
-        raise UserError(f"{source} cannot be read: {_line(error)}") from error
+        raise UserError(f"{source} cannot be read: damaged, or of no kind that is known ({_line(error)})") from error
+    score = None
     while isinstance(state, dict) and (name := next((n for n in WRAPPERS if isinstance(state.get(n), dict)), None)):
+        score = _stated_score(state) if score is None else score
         state = state[name]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{source} holds no state_dict; save network.state_dict() alone")
@@ -91,7 +100,22 @@ def _read_state(path: Path, source: str) -> tuple[State, Mapping[str, Any]]:
     for key, value in tensors.items():
         if value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized:
             _check_size(value.numel() * value.element_size(), f"{source}: {key[:80]}")
-    return tensors, settings
+    return tensors, settings, score
+
+
+def _stated_score(values: Mapping[str, Any]) -> float | None:
+    """Find a mean return among the values beside the weights."""
+    numbers = (values.get(name) for name in SCORES)
+    stated = (float(number) for number in numbers if isinstance(number, int | float) and not isinstance(number, bool))
+    return next((number for number in stated if math.isfinite(number)), None)
+
+
+def _score_beside(path: Path) -> float | None:
+    try:
+        values = read_json(path.with_name("results.json"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return _stated_score(values) if isinstance(values, dict) else None
 
 
 def _content(path: Path, source: str) -> tuple[bytes, Mapping[str, Any]]:

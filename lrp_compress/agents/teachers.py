@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISDIR
+from typing import Any
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
 from lrp_compress.agents.formats import agents_in, read_foreign
@@ -16,6 +17,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import file_digest
 
 SHIPPED = "auto"
+SCORE = "score"  # in an agent's lineage, the mean return that its file said it has
 SHOWN = 120  # characters of a name that may be too long for a file
 FULL_ACTIONS = 18  # of ALE; every game understands all of them
 
@@ -84,15 +86,15 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
     agent = load_agent(path) if is_own(path) else _adopted(path, game, minimal_actions)
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")
-    if config.fire_on_life_loss is None:
-        return agent
-    return Agent(agent.network, dataclasses.replace(agent.info, fire_on_life_loss=config.fire_on_life_loss))
+    given = {"fire_on_life_loss": config.fire_on_life_loss, "frame_skip": config.frame_skip}
+    wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return Agent(agent.network, dataclasses.replace(agent.info, **wanted))
 
 
 def _adopted(path: Path, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
     """Complete another library's network by what its file does not say."""
     sizes = {len(minimal_actions): "minimal", FULL_ACTIONS: "full"}
-    network, layout = read_foreign(path, list(sizes))
+    network, layout, score = read_foreign(path, list(sizes))
     if network.actions not in sizes:
         allowed = " or ".join(f"{size} ({name})" for size, name in sizes.items())
         raise UserError(
@@ -103,7 +105,7 @@ def _adopted(path: Path, game: GameConfig, minimal_actions: Sequence[str]) -> Ag
         game=game.name,
         action_set=sizes[network.actions],
         fire_on_life_loss=layout.fires and "FIRE" in minimal_actions,
-        lineage={"format": layout.name, "sha256": file_digest(path)},
+        lineage={"format": layout.name, "sha256": file_digest(path)} | ({} if score is None else {SCORE: score}),
         kept=all_channels(network.widths),
     )
     return Agent(network, info)

@@ -88,6 +88,8 @@ class AtariEnvs:
     fire_on_life_loss : bool
         Press FIRE in place of the agent's action after a life is lost, and at the start of an episode, for agents
         trained under a wrapper that did so.
+    frame_skip : int
+        Emulator frames of a step; the observation is the maximum of the last two.
     max_frames : int
         Emulator frames after which an episode is cut.
     threads : int
@@ -113,6 +115,7 @@ class AtariEnvs:
         *,
         action_set: str = "minimal",
         fire_on_life_loss: bool = False,
+        frame_skip: int = 4,
         max_frames: int = MAX_FRAMES,
         threads: int = 0,
     ) -> None:
@@ -125,6 +128,7 @@ class AtariEnvs:
             game,
             envs,
             num_threads=threads,
+            frameskip=frame_skip,
             max_num_frames_per_episode=max_frames,
             repeat_action_probability=rules.repeat_action_probability,
             noop_max=rules.noop_max,
@@ -253,6 +257,7 @@ def envs_for(
         seed,
         action_set=info.action_set,
         fire_on_life_loss=info.fire_on_life_loss,
+        frame_skip=info.frame_skip,
         max_frames=max_frames,
         threads=threads,
     )

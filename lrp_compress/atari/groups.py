@@ -39,7 +39,8 @@ class Emulators:
     ) -> Iterator[list[AtariEnvs]]:
         """Lend the environments that `env_groups` would make, to be reset first; closed only after an error."""
         info, actions = agent.info, agent.network.actions
-        key = info.game, info.action_set, info.fire_on_life_loss, actions, envs, protocol, max_frames, count
+        own = info.game, info.action_set, info.fire_on_life_loss, info.frame_skip, actions
+        key = *own, envs, protocol, max_frames, count
         groups = self._kept.pop(key, None) or env_groups(
             agent, envs, protocol, seed, max_frames=max_frames, count=count
         )

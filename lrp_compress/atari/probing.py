@@ -47,7 +47,8 @@ class Probe:
         return (
             f"the teacher plays {self.game} no better than random actions (reward {self.reward:.1f} against "
             f"{self.random:.1f} in {self.steps} steps); usual causes: FIRE after a lost life (try "
-            f"teacher.fire_on_life_loss={other}), another action set, observations scaled or stacked in another way"
+            f"teacher.fire_on_life_loss={other}), another action set, another frame skip (teacher.frame_skip), "
+            "observations scaled or stacked in another way"
         )
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.atari.acting import ActionRule, choose_actions, cores_shared_with_emulators
+from lrp_compress.atari.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
 from lrp_compress.atari.groups import Emulators, in_threads, reset_groups
 from lrp_compress.config import RolloutsConfig
 from lrp_compress.files import atomic_path
@@ -136,6 +136,7 @@ def collect_rollouts(
     protocol: str,
     seed: int,
     emulators: Emulators | None = None,
+    outputs_of: Outputs | None = None,
 ) -> Rollouts:
     """Let an agent play and keep states spread over its episodes.
 
@@ -156,7 +157,10 @@ def collect_rollouts(
         Seed of the environments and of the action choice.
     emulators : Emulators, optional
         Where the environments come from, if not made for these rollouts alone.
+    outputs_of : callable, optional
+        What computes the agent's outputs in its network's place, such as a file of it in another runtime.
     """
+    outputs_of = outputs_of or (lambda observations: batched_outputs(agent.network, torch.from_numpy(observations)))
     quota = -(-config.states // config.envs)
     players = [_EnvRecord(quota) for _ in range(config.envs)]
     with (
@@ -173,7 +177,7 @@ def collect_rollouts(
             begin = ends[number] - envs.envs
             own = players[begin : ends[number]]
             for t in itertools.count():
-                outputs = batched_outputs(agent.network, torch.from_numpy(step.observations))
+                outputs = outputs_of(step.observations)
                 kept = 0
                 for row, player in enumerate(own):
                     player.episode += int(step.first[row])

@@ -193,7 +193,9 @@ class Learner:
         return self.curve[-1]
 
     def stalls(self) -> bool:
-        """Tell whether the mean held-out loss of the last ``config.patience`` samples is hardly below that before."""
+        """Tell whether the held-out loss is small enough, or its mean over ``config.patience`` samples hardly falls."""
+        if self.curve and self.curve[-1].held_out_loss < self._config.enough:
+            return True
         windows: tuple[list[float], list[float]] = [], []
         for progress in self.curve:
             age = (self.samples_checked - progress.samples) // self._config.patience

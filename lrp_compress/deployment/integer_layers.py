@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from lrp_compress.agents.checkpoints import ROM_ID
 from lrp_compress.errors import UserError
 
 FORMAT = "int8 QOperator"
@@ -108,6 +109,8 @@ def read_int8(path: Path) -> IntegerNetwork:
         raise UserError(f"ONNX file {path} is {given}; C code is made of files in {FORMAT} format")
     if missing := {"game", "head", "actions"} - metadata.keys():
         raise UserError(f"ONNX file {path} does not state its {', '.join(sorted(missing))}; export the agent again")
+    if not ROM_ID.fullmatch(metadata["game"]):  # it becomes part of a comment and of a configuration
+        raise UserError(f"ONNX file {path}: its game {metadata['game'][:40]!r} is not the id of a ROM")
     try:
         return _network(model.graph, metadata)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:

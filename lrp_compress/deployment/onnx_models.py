@@ -185,6 +185,7 @@ def _save(path: Path, model: onnx.ModelProto, agent: Agent, kind: str) -> None:
         "actions": agent.network.actions,
         "action_set": agent.info.action_set,
         "fire_on_life_loss": agent.info.fire_on_life_loss,
+        "frame_skip": agent.info.frame_skip,
         "head": "policy" if agent.network.head_kind == "policy" else "q",
         "format": kind,
         "lineage": agent.info.lineage,

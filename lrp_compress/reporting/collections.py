@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError
+from lrp_compress.errors import UserError, printable
 from lrp_compress.files import read_json
 from lrp_compress.reporting.records import Record, find_runs, read_runs
 from lrp_compress.search.studies import FRONT, RUN_DIR, STUDY, Study, load_study
@@ -139,7 +139,7 @@ def _located(run_dirs: Iterable[str], elsewhere: Elsewhere) -> list[Path]:
             here = Path(run_dir)
             folders.append(here if here.is_dir() else download_folder(run_dir, elsewhere.downloads, elsewhere.tracking))
         except UserError as error:
-            logger.warning("%s is left out: it is not on this machine, and %s", run_dir, error)
+            logger.warning("%s is left out: it is not on this machine, and %s", printable(run_dir), error)
     return folders
 
 

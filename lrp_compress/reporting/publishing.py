@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrp_compress.errors import UserError
+from lrp_compress.errors import UserError, printable
 from lrp_compress.files import value_digest
 from lrp_compress.reporting.collections import Elsewhere, from_folder
 from lrp_compress.reporting.page import TABLE, write_report
@@ -29,7 +29,7 @@ def report_sweep(folder: Path, elsewhere: Elsewhere, console: Console) -> None:
     try:
         collection = from_folder(folder, elsewhere)
     except UserError as error:  # nothing has finished, or something is damaged: the runs themselves have said more
-        console.print(f"no report: {error}", soft_wrap=True)
+        console.print(printable(f"no report: {error}"), soft_wrap=True)
         return
     page = write_report(collection, folder)
     console.print(f"report    {page}", soft_wrap=True)

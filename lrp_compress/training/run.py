@@ -134,7 +134,7 @@ def find_start(config: TrainConfig) -> Agent | None:
     """
     if config.train.start is None:
         return None
-    teacher = TeacherConfig(config.train.start, None)
+    teacher = TeacherConfig(config.train.start, None, None)
     return load_teacher(Path(config.train.start), teacher, config.game, minimal_actions(config.game.name))
 
 
@@ -155,7 +155,7 @@ def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> dict[str, floa
     dict of str to float
         The final metrics.
     """
-    console = Console()
+    console = Console(markup=False)
     tags = {"algorithm": config.train.algorithm} | ({"sweep": sweep} if sweep else {})
     identity = {} if config.train.start is None else {"start": file_digest(Path(config.train.start))}
     metrics = run_once(config, run_dir, identity, tags, functools.partial(train, config, run_dir), console)

@@ -85,6 +85,28 @@ def test_unknown_action_set():
         AgentInfo("pong", "reduced", False, {}, {})
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"game": "\x1b[2Jpong"},
+        {"game": "*/ int main() {} /*"},
+        {"game": "a" * 300},
+        {"kept": {"conv1": [0.5]}},
+        {"kept": {"conv1": None}},
+        {"fire_on_life_loss": "no"},
+        {"lineage": []},
+        {"frame_skip": 0},
+        {"frame_skip": True},
+        {"frame_skip": 10**9},
+    ],
+)
+def test_metadata_of_another_kind_are_refused(odd: dict[str, Any]):
+    plain = {"game": "pong", "action_set": "full", "fire_on_life_loss": False, "lineage": {}, "kept": {"conv1": [0]}}
+    AgentInfo(**plain)
+    with pytest.raises((ValueError, TypeError)):
+        AgentInfo(**plain | odd)
+
+
 def test_all_channels():
     assert all_channels({"conv1": 3, "fc1": 2}) == {"conv1": [0, 1, 2], "fc1": [0, 1]}
 

@@ -87,7 +87,7 @@ def test_stable_baselines_agents_compute_what_they_computed(
 ):
     path = tmp_path / "agent.zip"
     model = trained(algorithm, path, **policy_kwargs)
-    network, layout = read_foreign(path, [6, 18])
+    network, layout, _ = read_foreign(path, [6, 18])
     assert (network.head_kind, network.actions) == (head, 6)
     assert algorithm.__name__.replace("QRD", "QR-D") in layout.name
     expected = outputs(model)
@@ -159,7 +159,7 @@ def test_cleanrl(tmp_path: Path, policy: bool):
     model = CleanRL(policy)
     path = tmp_path / "agent.cleanrl_model"
     torch.save(model.state_dict(), path)
-    network, layout = read_foreign(path, [6])
+    network, layout, _ = read_foreign(path, [6])
     assert network.head_kind == ("policy" if policy else "q")
     assert layout.fires
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_atari_agents(tmp_path: Path, legacy: bool):
     torch.save({"estimator_state": state, "step": 7}, buffer, _use_new_zipfile_serialization=not legacy)
     path = tmp_path / "model_50000000.gz"
     path.write_bytes(gzip.compress(buffer.getvalue()))
-    network, layout = read_foreign(path, [6])
+    network, layout, _ = read_foreign(path, [6])
     assert (layout.name, layout.fires) == ("atari-agents", False)
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
@@ -285,7 +285,7 @@ Q_NET = {f"network.{i}": f"features_extractor.cnn.{i}" for i in (0, 2, 4)}
 def test_the_same_network_under_other_names(tmp_path: Path, policy: bool, names: dict[str, str], name: str):
     model = CleanRL(policy)
     torch.save(renamed(model, names), tmp_path / "agent.pt")
-    network, layout = read_foreign(tmp_path / "agent.pt", [6])
+    network, layout, _ = read_foreign(tmp_path / "agent.pt", [6])
     assert layout.name == name
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
@@ -297,7 +297,7 @@ def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, wrapper: str | None
     model = CleanRL(True)
     state: Any = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
     torch.save({wrapper: state, "global_step": 7} if wrapper else state, tmp_path / "agent.pt")
-    network, _ = read_foreign(tmp_path / "agent.pt", [6])
+    network, *_ = read_foreign(tmp_path / "agent.pt", [6])
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
 
@@ -305,7 +305,7 @@ def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, wrapper: str | None
 def test_safetensors_of_another_library(tmp_path: Path):
     model = CleanRL(False)
     save_file(model.state_dict(), tmp_path / "agent.safetensors")
-    network, _ = read_foreign(tmp_path / "agent.safetensors", [6])
+    network, *_ = read_foreign(tmp_path / "agent.safetensors", [6])
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
 
@@ -336,7 +336,7 @@ def test_dueling_agents(tmp_path: Path, library: str):
         names |= {f"{own}.2": f"{s}.output" for own, s in streams.items()}
         state = renamed(model, names)
     torch.save(state, tmp_path / "agent.pt")
-    network, layout = read_foreign(tmp_path / "agent.pt", [6])
+    network, layout, _ = read_foreign(tmp_path / "agent.pt", [6])
     assert layout.name == f"{library} dueling DQN"
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
@@ -371,7 +371,7 @@ def test_flax_files_of_cleanrl(tmp_path: Path, policy: bool):
         content = trunk
     path = tmp_path / "agent.cleanrl_model"
     path.write_bytes(msgpack.packb(content))
-    network, _ = read_foreign(path, [6])
+    network, *_ = read_foreign(path, [6])
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
     content["1" if policy else "params"]["further"] = {"Dense_0": flax_layer(nn.Linear(3, 3))}
@@ -380,9 +380,17 @@ def test_flax_files_of_cleanrl(tmp_path: Path, policy: bool):
         read_foreign(path, [6])
 
 
+def test_flax_statistics_beside_the_parameters_are_not_dropped(tmp_path: Path):
+    path = tmp_path / "agent.cleanrl_model"
+    layer = flax_layer(nn.Linear(3, 3))
+    path.write_bytes(msgpack.packb({"params": {"Dense_0": layer}, "batch_stats": {"BatchNorm_0": layer}}))
+    with pytest.raises(UserError, match="batch_stats beside its parameters is not known"):
+        read_foreign(path, [6])
+
+
 def test_pixels_that_were_not_divided(tmp_path: Path):
     model = trained(PPO, tmp_path / "agent.zip", normalize_images=False)
-    network, _ = read_foreign(tmp_path / "agent.zip", [6])
+    network, *_ = read_foreign(tmp_path / "agent.zip", [6])
     with torch.no_grad():
         found = network(OBSERVATIONS).log_softmax(1)
     torch.testing.assert_close(found, outputs(model), rtol=0, atol=1e-4)

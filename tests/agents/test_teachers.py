@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from lrp_compress.errors import UserError
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
-SHIPPED = TeacherConfig("auto", None)
+SHIPPED = TeacherConfig("auto", None, None)
 NOWHERE = TrackingConfig(None, "lrp_compress", 1.0)
 ACTIONS = {
     "breakout": ["NOOP", "FIRE", "RIGHT", "LEFT"],
@@ -34,7 +36,7 @@ def load(config: TeacherConfig, game: GameConfig, cache: Path = Path("unused")) 
 def own_agent(path: Path, fire: bool) -> TeacherConfig:
     network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 6)
     save_agent(path, Agent(network, AgentInfo("pong", "minimal", fire, {"by": "test"}, {})))
-    return TeacherConfig(str(path), None)
+    return TeacherConfig(str(path), None, None)
 
 
 def test_the_shipped_agent_is_found():
@@ -74,7 +76,7 @@ def test_an_agent_of_another_game(tmp_path: Path):
 
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
-        load(TeacherConfig(str(tmp_path / "none.safetensors"), None), BREAKOUT)
+        load(TeacherConfig(str(tmp_path / "none.safetensors"), None, None), BREAKOUT)
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -86,13 +88,41 @@ def test_fire_on_life_loss_can_be_overridden(tmp_path: Path, in_file: bool, aske
     assert info.lineage == {"by": "test"}
 
 
+@pytest.mark.parametrize("in_file", [4, 2])
+@pytest.mark.parametrize("asked", [5, None])
+def test_the_frame_skip_can_be_overridden(tmp_path: Path, in_file: int, asked: int | None):
+    config = own_agent(tmp_path / "mine.safetensors", True)
+    mine = load(config, PONG)
+    info = dataclasses.replace(mine.info, frame_skip=in_file)
+    save_agent(tmp_path / "mine.safetensors", Agent(mine.network, info))
+    assert load(dataclasses.replace(config, frame_skip=asked), PONG).info.frame_skip == (asked or in_file)
+
+
+@pytest.mark.parametrize(
+    ("inside", "beside", "score"),
+    [
+        ({"mean_reward": 19.5}, None, 19.5),
+        ({}, {"mean_reward": 20.0, "std_reward": 1.0}, 20.0),
+        ({"score": float("nan")}, {"mean_reward": "high"}, None),
+        ({"score": True}, ["mean_reward"], None),
+    ],
+)
+def test_the_score_that_a_file_states(tmp_path: Path, inside: dict[str, Any], beside: Any, score: float | None):
+    config = dqn_file(tmp_path / "agent.pth", 6)
+    state = torch.load(tmp_path / "agent.pth", weights_only=True)
+    torch.save({"state_dict": state, **inside}, tmp_path / "agent.pth")
+    if beside is not None:
+        (tmp_path / "results.json").write_text(json.dumps(beside))
+    assert load(config, PONG).info.lineage.get("score") == score
+
+
 def dqn_file(path: Path, actions: int) -> TeacherConfig:
     """Write a network in CleanRL's layout."""
     network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
     names = {"conv1": "0", "conv2": "2", "conv3": "4", "fc1": "7", "head": "9"}
     split = {key: key.split(".") for key in network.state_dict()}
     torch.save({f"network.{names[k[0]]}.{k[1]}": network.state_dict()[key] for key, k in split.items()}, path)
-    return TeacherConfig(str(path), None)
+    return TeacherConfig(str(path), None, None)
 
 
 @pytest.mark.parametrize(("actions", "action_set"), [(4, "minimal"), (18, "full")])

@@ -295,6 +295,15 @@ def test_unknown_names():
         AtariEnvs("breakout", 1, "stiky", seed=0)
 
 
+@pytest.mark.parametrize("frame_skip", [1, 4, 7])
+def test_a_step_has_as_many_frames_as_asked(frame_skip: int):
+    most = 10 * frame_skip
+    with AtariEnvs("pong", 1, "plain", seed=0, frame_skip=frame_skip, max_frames=most) as envs:
+        envs.reset()
+        steps = next(number for number in range(1, 100) if envs.step(np.array([0])).capped.all())
+    assert steps == 10
+
+
 def agent(actions: int, game: str = "breakout", action_set: str = "minimal", fire: bool = False) -> Agent:
     network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
     return Agent(network, AgentInfo(game, action_set, fire, {}, {}))

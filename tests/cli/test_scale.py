@@ -22,7 +22,7 @@ from optuna.trial import TrialState
 from tests.cli.commands import environment
 from tests.cli.test_search import TINY
 
-WORKERS, TRIALS = 4, 5
+WORKERS, TRIALS = 3, 4
 
 
 @pytest.fixture

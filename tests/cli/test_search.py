@@ -19,7 +19,8 @@ from tests.cli.commands import Command, environment
 TINY = (
     *("game=breakout", "experiment=smoke", "search=smoke", "search.n_trials=2", "search.floor=null"),
     *("search.space.min_samples=256", "search.space.max_samples=1024", "distill.step_samples=256"),
-    *("rollouts.states=128", "rollouts.block=32", "criterion.states=32", "distill.min_agreement=null"),
+    *("rollouts.states=128", "rollouts.block=32", "rollouts.envs=4", "criterion.states=32"),
+    *("distill.min_agreement=null", "distill.envs=8"),
     *("evaluate.episodes=2", "evaluate.envs=2", "evaluate.max_frames=1200", "search.confirm_episodes=2"),
     *("latency.rounds=2", "latency.decisions=5", "latency.max_rounds=2"),
 )

@@ -112,8 +112,9 @@ def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Co
     agent = run_folder(killed_once[0]) / "agent.safetensors"
     done = lrp_compress(
         "game=pong", f"teacher.source={agent}", "distill=none", "tracking=none", "criterion.states=32",
+        "quantize=none", "export=[]",
         "rollouts={states: 64, envs: 4}", "evaluate={episodes: 2, envs: 2, max_frames: 1200}",
-        "latency={rounds: 2, decisions: 5, warmup: 2}",
+        "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (student,) = (tmp_path / "outputs").glob("pong-*/student.safetensors")
