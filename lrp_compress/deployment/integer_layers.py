@@ -15,6 +15,8 @@ from lrp_compress.agents.checkpoints import ROM_ID
 from lrp_compress.errors import UserError
 
 FORMAT = "int8 QOperator"
+LARGEST = 2**26  # bytes of a file
+LAYERS, SHAPES = ("QLinearConv", "QGemm"), ("Flatten", "Reshape")  # the operators that are known
 BLOCK = 4  # channels that the kernel computes at a time, and bytes that it reads at a time
 
 
@@ -97,8 +99,10 @@ def read_int8(path: Path) -> IntegerNetwork:
     """
     if not path.is_file():
         raise UserError(f"ONNX file {path} does not exist")
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"ONNX file {path} has more than {LARGEST >> 20} MiB; no network of that size fits a board")
     try:
-        model = onnx.load(path)
+        model = onnx.load(path, load_external_data=False)
         onnx.checker.check_model(model)
     except Exception as error:  # protobuf's decoder and onnx's checker share no kind of error
         reason = " ".join(str(error).split())[:200]
@@ -113,11 +117,18 @@ def read_int8(path: Path) -> IntegerNetwork:
         raise UserError(f"ONNX file {path}: its game {metadata['game'][:40]!r} is not the id of a ROM")
     try:
         return _network(model.graph, metadata)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"ONNX file {path} cannot be turned into C: {error}") from error
 
 
 def _network(graph: onnx.GraphProto, metadata: dict[str, str]) -> IntegerNetwork:
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear":
+            raise ValueError("its outputs are rounded to 8 bits, as in earlier versions; export the agent again")
+        if node.op_type not in (*LAYERS, *SHAPES):
+            raise ValueError(f"the operator {node.op_type} is not known")
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
+        raise ValueError("its weights are in other files")
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     layers: list[IntegerLayer] = []
     shape = (4, 84, 84)  # channels, height, width of the input of the next layer
@@ -132,10 +143,6 @@ def _network(graph: onnx.GraphProto, metadata: dict[str, str]) -> IntegerNetwork
             shape = (layers[-1].channels, 1, 1)
             if node.output[0] == graph.output[0].name:
                 return IntegerNetwork(layers, metadata)
-        elif node.op_type == "DequantizeLinear":
-            raise ValueError("its outputs are rounded to 8 bits, as in earlier versions; export the agent again")
-        elif node.op_type not in ("Flatten", "Reshape"):
-            raise ValueError(f"the operator {node.op_type} is not known")
     raise ValueError("its last layer is not dense")
 
 
@@ -157,7 +164,13 @@ def _convolution(
     else:
         rows, line, pixel = [(c * height + y) * width for c in range(channels) for y in range(kernel[0])], width, 1
         ordered = weights.reshape(len(weights), -1, kernel[1])
+    if weights.dtype != np.int8 or weights.shape[1] != channels or min(stride) < 1:
+        raise ValueError(
+            "a convolution's weights are not int8, have other inputs than it gets, or its stride is below 1"
+        )
     size = [(extent - own) // step + 1 for extent, own, step in zip((height, width), kernel, stride, strict=True)]
+    if min(size) < 1:
+        raise ValueError("a convolution's kernel is larger than its input")
     bias = rest[0] if rest else np.zeros(len(weights), np.int32)
     if weight_zero.any():
         raise ValueError("weights have a zero point other than 0")

@@ -70,7 +70,7 @@ def front_chart(
     line = sorted(point for point, front in zip(points, on_front, strict=True) if front)
     axis.plot([p[0] for p in line], [p[1] for p in line], color=KEPT, linewidth=1, alpha=0.5)
     if confirmed:
-        own = [(metrics[metric], metrics["student/return_kept"]) for metrics in confirmed]
+        own = [(metrics[metric], metrics["student/return_kept"]) for metrics in confirmed if metric in metrics]
         axis.plot(*zip(*own, strict=True), "*", color=ACCENT, markersize=11, zorder=6, label="confirmed")
     teacher = 1.0 if metric.endswith("speedup") else groups[0].mean(metric.replace("student/", "teacher/"))
     axis.plot(teacher, 1.0, "x", color="black", markersize=9, markeredgewidth=2, zorder=5, label="teacher")

@@ -11,7 +11,7 @@ from typing import Any
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError, printable
 from lrp_compress.files import read_json
-from lrp_compress.reporting.records import Record, find_runs, read_runs
+from lrp_compress.reporting.records import DAMAGED, Record, find_runs, read_runs
 from lrp_compress.search.studies import FRONT, RUN_DIR, STUDY, Study, load_study
 from lrp_compress.tracking.downloads import download_folder
 from lrp_compress.tracking.runs import finished_runs
@@ -146,7 +146,20 @@ def _located(run_dirs: Iterable[str], elsewhere: Elsewhere) -> list[Path]:
 def _front(folder: Path) -> list[dict[str, Any]]:
     path = folder / FRONT
     try:
-        front: list[dict[str, Any]] = read_json(path) if path.exists() else []
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); run the study's command again, or remove it") from error
-    return front
+        return [_entry(one) for one in read_json(path)] if path.exists() else []
+    except DAMAGED as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path} is damaged ({reason}); run the study's command again, or remove it") from error
+
+
+def _entry(one: Mapping[str, Any]) -> dict[str, Any]:
+    """Check what a report shows of a trial on the front."""
+    found, confirmed, metrics = (
+        {str(name): float(value) for name, value in one[part].items()} for part in ("found", "confirmed", "metrics")
+    )
+    for name in found:
+        confirmed[name]
+    for name in ("student/return_kept", "student/return_kept_ci_low", "student/return_kept_ci_high"):
+        metrics[name]
+    checked = {"trial": int(one["trial"]), "run_dir": str(one["run_dir"]), "on_front": bool(one["on_front"])}
+    return {**one, **checked, "found": found, "confirmed": confirmed, "metrics": metrics}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import read_json
 from lrp_compress.resume import STAGES
 
+# What reading a damaged file raises.
+DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
 # Settings in which the runs of a group may differ.
 NOT_SETTINGS = ("seed", *INCIDENTAL)
 
@@ -154,26 +156,36 @@ def _settings(record: Record) -> dict[str, Any]:
 def _read(folder: Path) -> Record | None:
     """Read a run; None if it is another command's, such as a training."""
     try:
-        metrics: Mapping[str, float] = read_json(folder / "result.json")
+        metrics = {str(name): float(value) for name, value in read_json(folder / "result.json").items()}
         if "student/return_mean" not in metrics:
             return None
         # nothing in it is resolved: what comes from elsewhere must not read this machine's environment
         recorded = yaml.load((folder / ".hydra" / "config.yaml").read_text(), _Plain)
         settings = dict(_leaves(recorded, ""))
-        settings["game.name"], settings["seed"], settings["criterion.name"]  # what all records have
+        settings["game.name"], settings["criterion.name"], settings["game.title"]  # what all records have
+        settings["seed"], settings["prune.ratio"] = int(settings["seed"]), float(settings["prune.ratio"])
+        settings["game.random_score"] = (
+            None if settings["game.random_score"] is None else float(settings["game.random_score"])
+        )
         stages = folder / STAGES
         files = {"teacher": "teacher", "student": "student"}
         if "int8/return_mean" in metrics:
             files["int8"] = "int8-distilled" if metrics["int8/distilled"] else "int8"
-        returns = {name: load_evaluation(stages / f"evaluation-{own}.json").returns for name, own in files.items()}
+        returns = {name: _returns(stages / f"evaluation-{own}.json") for name, own in files.items()}
         last = max(stages.glob("step-*"), key=lambda step: int(step.name.removeprefix("step-")))
-        kept = read_json(last / "plan.json")["keep"]
-        scores = read_json(stages / "step-1" / "scores.json")["scores"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        kept = {str(name): len(own) for name, own in read_json(last / "plan.json")["keep"].items()}
+        scores = {str(name): len(own) for name, own in read_json(stages / "step-1" / "scores.json")["scores"].items()}
+    except (*DAMAGED, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{folder} is damaged ({reason}); run it again with force=true, or remove it") from error
-    widths = {name: len(channels) for name, channels in kept.items()}
-    return Record(folder, settings, dict(metrics), returns, widths, {name: len(own) for name, own in scores.items()})
+    return Record(folder, settings, metrics, returns, kept, scores)
+
+
+def _returns(path: Path) -> NDArray[np.float64]:
+    returns = load_evaluation(path).returns.astype(float)
+    if not len(returns) or not np.isfinite(returns).all():
+        raise ValueError(f"{path.name} holds no finite returns")
+    return returns
 
 
 class _Plain(yaml.SafeLoader):  # type: ignore[misc]

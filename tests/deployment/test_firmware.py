@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ from lrp_compress.deployment.boards import BOARDS
 from lrp_compress.deployment.building import STACK_BYTES, Firmware, build_firmware
 from lrp_compress.deployment.c_source import CSource, example_outputs, export_c
 from lrp_compress.deployment.emulation import EmulatedBoard
+from lrp_compress.deployment.integer_layers import read_int8
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
 from tests.deployment.arm import needs_arm_tools
@@ -186,3 +189,46 @@ def test_files_of_other_kinds_are_refused(int8_file: Path, tmp_path: Path):
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"other\.onnx cannot be turned into C: the operator ConvInteger is not known"):
         export_c(tmp_path / "other.onnx", tmp_path)
+
+
+def strides(model: onnx.ModelProto, value: int) -> None:
+    (own,) = (entry for entry in model.graph.node[0].attribute if entry.name == "strides")
+    own.ints[:] = [value, value]
+
+
+def external(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../etc/passwd")
+
+
+def gigabytes(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**20, 2**14]), "much"))
+    model.graph.node.insert(0, onnx.helper.make_node("ConstantOfShape", ["much"], ["unused"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda model: strides(model, 0), "stride is below 1"),
+        (lambda model: strides(model, -4), "stride is below 1"),
+        (external, "is not whole|in other files"),
+        (gigabytes, "the operator ConstantOfShape is not known"),
+        (lambda model: onnx.helper.set_model_props(model, {"game": "*/ x"}), "is of no stated format"),
+        (lambda model: setattr(entry_of(model, "game"), "value", "pong */ int x; /*"), "is not the id of a ROM"),
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(
+    int8_file: Path, tmp_path: Path, change: Callable[[onnx.ModelProto], None], told: str
+):
+    model = onnx.load(int8_file)
+    change(model)
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match=told) as caught:
+        read_int8(tmp_path / "odd.onnx")
+    assert "\n" not in str(caught.value)
+
+
+def entry_of(model: onnx.ModelProto, key: str) -> Any:
+    (entry,) = (entry for entry in model.metadata_props if entry.key == key)
+    return entry

@@ -24,7 +24,7 @@ from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
 from lrp_compress.reporting.charts import _on_front, criteria_chart, front_chart
-from lrp_compress.reporting.collections import Elsewhere, from_filter, from_folder, from_folders, from_study
+from lrp_compress.reporting.collections import Elsewhere, _front, from_filter, from_folder, from_folders, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, table, write_report
 from lrp_compress.reporting.records import differing, find_runs, group_seeds, seed_interval
 from lrp_compress.search.studies import open_study
@@ -319,3 +319,66 @@ def test_a_damaged_file_is_named_in_one_line(sweep: Path, file: str):
     with pytest.raises(UserError, match=r"breakout-lrp-r0.50-s0 is damaged \(.*force=true") as caught:
         from_folder(sweep, NOWHERE)
     assert "\n" not in str(caught.value)
+
+
+def changed(value: Any, path: str, new: Any) -> Any:
+    """Replace a part of JSON, or take it away where `new` is not given."""
+    *way, last = [int(step) if step.isdecimal() else step for step in path.split("/")]
+    part = value
+    for step in way:
+        part = part[step]
+    if new is ...:
+        del part[last]
+    else:
+        part[last] = new
+    return value
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "new"),
+    [
+        ("result.json", "student|return_kept", "high"),
+        ("result.json", "student|params", None),
+        ("result.json", "student|params", [1]),
+        ("stages/evaluation-student.json", "episodes", []),
+        ("stages/evaluation-student.json", "episodes/0/score", "one"),
+        ("stages/evaluation-student.json", "episodes/0/score", 10**400),
+        ("stages/evaluation-student.json", "seed", ...),
+        ("stages/step-1/plan.json", "keep", [1]),
+        ("stages/step-1/plan.json", "keep/conv1", None),
+        ("stages/step-1/scores.json", "scores", ...),
+    ],
+)
+def test_values_of_another_kind_are_refused(sweep: Path, file: str, path: str, new: Any):
+    damaged = sweep / "breakout-lrp-r0.50-s0" / file
+    value = json.loads(damaged.read_text())
+    if "|" in path:
+        value[path.replace("|", "/")] = new
+    else:
+        changed(value, path, new)
+    damaged.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=r"breakout-lrp-r0.50-s0 is damaged \(") as caught:
+        from_folder(sweep, NOWHERE)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "new"),
+    [
+        ("0/found", ...),
+        ("0/found", []),
+        ("0/confirmed/speedup", ...),
+        ("0/metrics", None),
+        ("0/on_front", ...),
+        ("0", 1),
+    ],
+)
+def test_a_front_of_another_kind_is_refused(tmp_path: Path, path: str, new: Any):
+    metrics = {f"student/return_kept{end}": 0.8 for end in ("", "_ci_low", "_ci_high")}
+    pair = {"return_kept": 0.8, "speedup": 2.0}
+    one = {"trial": 0, "run_dir": "x", "found": pair, "confirmed": dict(pair), "on_front": True, "metrics": metrics}
+    write_json(tmp_path / "front.json", [one])
+    assert _front(tmp_path) == [one]
+    write_json(tmp_path / "front.json", changed([one], path, new))
+    with pytest.raises(UserError, match=r"front\.json is damaged \("):
+        _front(tmp_path)
