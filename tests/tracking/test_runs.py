@@ -32,7 +32,8 @@ REPOSITORY = Path(lrp_compress.__file__).parent.parent
 
 # What a process of its own runs: open the run, buffer a metric, say so, and do what the last argument says.
 CHILD = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 from lrp_compress.tracking import runs as tracking
 from lrp_compress.config import TrackingConfig
 
