@@ -317,12 +317,15 @@ class Stages:
             how = dataclasses.replace(how, episodes=min(how.episodes, how.pruned_episodes))
         path = self.folder / f"evaluation-{name}.json"
         shared = self._shared("evaluation", dataclasses.asdict(config.evaluate), seed).with_suffix(".json")
-        plays = outputs or self.in_runtime(agent, name)
+
+        def make() -> Evaluation:
+            plays = outputs or self.in_runtime(agent, name)
+            label = f"evaluate {name}"
+            return evaluate(agent, how, config.game, self.rule, config.protocol, seed, label, plays, self.emulators)
+
         evaluation = stored(
             shared if name == "teacher" else path,
-            lambda: evaluate(
-                agent, how, config.game, self.rule, config.protocol, seed, f"evaluate {name}", plays, self.emulators
-            ),
+            make,
             save_evaluation,
             load_evaluation,
             f"evaluate {name}",

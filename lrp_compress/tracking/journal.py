@@ -12,6 +12,14 @@ from lrp_compress.files import file_digest, told_damaged, value_digest
 
 JOURNAL = "tracking.jsonl"  # within a folder of a run or a sweep
 ENDED = "ended"
+# What each kind of record has beside its name and value.
+KINDS: dict[str, set[str]] = {
+    "metric": {"step", "timestamp"},
+    "tag": set(),
+    "param": set(),
+    "artifact": {"path", "folder"},
+    "image": {"path", "step"},
+}
 
 
 class Journal:
@@ -112,11 +120,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         whole = text[: text.rfind("\n") + 1]
         lines = [json.loads(line) for line in whole.splitlines()]
         for line in lines:
-            if not (line.keys() >= {"kind", "name", "value"} or line.keys() >= {"run_id", "handed"} or ENDED in line):
+            is_record = line.get("kind") in KINDS and line.keys() >= {"name", "value"} | KINDS[line["kind"]]
+            if not (is_record or line.keys() >= {"run_id", "handed"} or ENDED in line):
                 raise ValueError(f"unknown record {str(line)[:40]}")
         if whole != text:
             path.write_text(whole)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         told_damaged(path, error)
         path.unlink()
         return []

@@ -141,13 +141,13 @@ class MlflowTracker(Tracker):
         if self._refused_at is None or time.monotonic() - self._refused_at > RETRY_SECONDS:
             self._hand_over()
 
-    def end(self) -> bool:
-        """Give the store all that it has not, and end the run; whether it took it."""
+    def end(self) -> None:
+        """Give the store all that it has not, and end the run; what it does not take waits for the next try."""
         if self._hand_over() and self._tried(lambda: self._client.set_terminated(self.run_id, "FINISHED")):
             self._journal.end()
-            return True
-        logger.warning("what is left of run %s waits in %s; the same command hands it over", self.run_id, self._journal)
-        return False
+        else:
+            waits = "what is left of run %s waits in %s; the same command hands it over"
+            logger.warning(waits, self.run_id, self._journal)
 
     def _hand_over(self) -> bool:
         self._flushed = time.monotonic()

@@ -582,11 +582,12 @@ def test_a_journal_that_was_cut_off_or_damaged_is_gone_on_with(
     assert not cut.add("tag", "b", "2")
     assert cut.add("tag", "b", "3")
     assert len(Journal(path).records) == 3
-    for damaged in ("\x00\n", "[]\n", '{"other": 1}\n'):
+    unknown = '{"kind": "note", "name": "a", "value": 1}\n'
+    for damaged in ("\x00\n", "[]\n", '{"other": 1}\n', unknown, unknown.replace("note", "metric")):
         path.write_text(damaged)
         assert Journal(path).records == []
         assert not path.exists()
-    assert caplog.text.count("is damaged") == 3
+    assert caplog.text.count("is damaged") == 5
 
 
 def test_check_beside_an_open_run_does_not_cost_its_lock(config: TrackingConfig) -> None:
