@@ -56,7 +56,7 @@ def main() -> None:
         scores = score_channels(network, observations, rollouts.outputs, config.criterion, options.seed)
         for label, ratios in RATIOS.items():
             for hint in (0.0, 1.0):
-                settings = [f"distill.hint={hint}", "distill.passes=4", "distill.match_best=false"]
+                settings = [f"distill.hint={hint}", "distill.passes=4", "distill.match_likelihood=false"]
                 config = configured(f"++prune.layer_ratios={ratios}", *settings)
                 kept = all_channels(network.widths)
                 plan = plan_pruning(scores, network, network.widths, kept, config.prune, config.prune.ratio)

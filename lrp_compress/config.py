@@ -101,7 +101,7 @@ class DistillConfig:
     temperature: float | None = within(0, open_low=True)
     hint: float = within(0)
     enough: float = within(0)
-    match_best: bool = MISSING
+    match_likelihood: bool = MISSING
     samples: int = within(0)
     step_samples: int = within(0)
     patience: int = within(1)

@@ -196,7 +196,7 @@ class Delivery:
         else:
             teacher, kept = self._stage.teacher, own.info.kept
         how = dataclasses.replace(
-            self._config.distill, learning_rate=wanted.learning_rate, match_best=False, precision="float32"
+            self._config.distill, learning_rate=wanted.learning_rate, match_likelihood=False, precision="float32"
         )
         stage, pace, checkpoint = "distill for int8", Pace(), self._folder / "int8-distilled" / "distillation.pt"
 

@@ -51,7 +51,7 @@ class Distillation:
     temperature : float
         The temperature used.
     policy_temperature : float
-        What the logits were divided by in the end (`losses.match_best`); 1 if nothing was.
+        What the logits were divided by in the end (`losses.match_likelihood`); 1 if nothing was.
     precision : str
         ``"float32"`` or ``"bfloat16"``.
     samples : int
@@ -177,7 +177,7 @@ def distill(
             if checkpoint and time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 learner.save(checkpoint)
                 saved = time.monotonic()
-    matched = config.match_best and student.head_kind == "policy"
+    matched = config.match_likelihood and student.head_kind == "policy"
     network, policy_temperature = learner.finished(matched)
     speed = (learner.samples - begun) / (time.monotonic() - start)
     return Distillation(

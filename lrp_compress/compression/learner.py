@@ -20,7 +20,7 @@ from lrp_compress.agents.networks import PolicyNetwork, twin
 from lrp_compress.agents.states import load_state, save_state
 from lrp_compress.atari.replay import FrameReplay
 from lrp_compress.atari.rollouts import LabelledStates
-from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss, match_best
+from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss, match_likelihood
 from lrp_compress.config import DistillConfig
 
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
@@ -220,13 +220,13 @@ class Learner:
         Parameters
         ----------
         matched : bool
-            Let it take the teacher's best action in the held-out states as often as the teacher does.
+            Let its actions in the held-out states be as likely to the teacher as the teacher's own.
         """
         network, temperature = copy.deepcopy(self._best).eval(), 1.0
         _scale_outputs(network, self._unit)
         if matched:
             outputs = batched_outputs(network, self._held_out.observations)
-            temperature = match_best(outputs, self._held_out.outputs)
+            temperature = match_likelihood(outputs, self._held_out.outputs)
             _scale_outputs(network, 1 / temperature)
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return network, temperature

@@ -101,13 +101,13 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-6)
 
 
-def match_best(student: Tensor, teacher: Tensor) -> float:
-    """Find the temperature at which a student takes its teacher's best action as often as the teacher does.
+def match_likelihood(student: Tensor, teacher: Tensor) -> float:
+    """Find the temperature at which a student's actions are as likely to its teacher as the teacher's own.
 
-    A student that minimises a divergence hedges where it cannot tell states apart; even where its policy has the
-    teacher's entropy, part of its chances goes to worse actions than the teacher's. One factor on its outputs gives
-    the best action its due on average (as in the calibration of Guo et al. 2017, fitted to the teacher's policy in
-    place of labels).
+    A student that minimises a divergence hedges where it cannot tell states apart: its chances go to actions that the
+    teacher hardly takes, even where the entropy of its policy is the teacher's. One factor on its outputs brings the
+    mean log-likelihood of its actions under the teacher's policy to that of the teacher's actions, which is minus the
+    teacher's entropy (a calibration as in Guo et al. 2017, to the teacher's policy in place of labels).
 
     Parameters
     ----------
@@ -119,11 +119,11 @@ def match_best(student: Tensor, teacher: Tensor) -> float:
     float
         To divide the student's logits by, in [0.5, 2], to 1 %.
     """
-    best = teacher.argmax(1, keepdim=True)
+    judged = teacher.double().log_softmax(1)
 
-    def chance(logits: Tensor) -> Tensor:
-        return logits.double().softmax(1).gather(1, best).mean()
+    def likelihood(logits: Tensor) -> Tensor:
+        return (logits.double().softmax(1) * judged).sum(1).mean()
 
-    wanted = chance(teacher)
-    temperatures = [1.01**power for power in range(-69, 70)]  # not bisected: a poor student's chance has a maximum
-    return min((abs(chance(student / t) - wanted).item(), abs(math.log(t)), t) for t in temperatures)[2]
+    wanted = likelihood(teacher)
+    temperatures = [1.01**power for power in range(-69, 70)]  # not bisected: a poor student's likelihood has a maximum
+    return min((abs(likelihood(student / t) - wanted).item(), abs(math.log(t)), t) for t in temperatures)[2]

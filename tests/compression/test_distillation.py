@@ -253,7 +253,7 @@ def test_halves_of_a_batch_in_two_threads_are_a_batch(teacher: Agent, play: Roll
     ends = []
     for cores in (4, 1):
         monkeypatch.setattr("lrp_compress.compression.learner.os.cpu_count", lambda cores=cores: cores)
-        result, _ = distilled(student, teacher, play, 640, hint=0.0, data="teacher", match_best=False)
+        result, _ = distilled(student, teacher, play, 640, hint=0.0, data="teacher", match_likelihood=False)
         ends.append(weights(result.network))
     moved, apart = (ends[0] - weights(student)).abs().mean(), (ends[0] - ends[1]).abs().mean()
     assert apart < 0.02 * moved
@@ -337,8 +337,10 @@ def test_hints_bring_the_kept_units_closer(teacher: Agent, play: Rollouts):
     assert error(with_hints.network) < 0.9 * min(error(without.network), error(student))
 
 
-def test_the_best_action_is_matched_by_one_factor(teacher: Agent, play: Rollouts):
-    matched, plain = (distilled(small_student(), teacher, play, 800, match_best=match)[0] for match in (True, False))
+def test_the_likelihood_is_matched_by_one_factor(teacher: Agent, play: Rollouts):
+    matched, plain = (
+        distilled(small_student(), teacher, play, 800, match_likelihood=match)[0] for match in (True, False)
+    )
     assert plain.policy_temperature == 1
     assert matched.policy_temperature not in (0.5, 1, 2)
     for name, tensor in plain.network.state_dict().items():
