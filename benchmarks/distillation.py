@@ -3,7 +3,8 @@
     python benchmarks/distillation.py
 
 The plain loop is what one writes first: step the emulators, keep whole stacks in a list, draw a batch, run the network
-in float32 as it is, step Adam. The tuned loop is the same with both networks channels-last and under bfloat16 autocast.
+in float32 as it is, step Adam. The tuned loop is the same with both networks channels-last, and under bfloat16 autocast
+where a learning step is faster so.
 All play the same game with the same networks, number of environments, batch size and passes over the data; they take
 turns, so a slow minute of the machine slows all. Prints samples per second, emulation included but not the making of
 the emulators, and the ratios.
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import fast_outputs
+from lrp_compress.agents.inference import fast_outputs, faster_precision
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import action_rule, choose_actions
@@ -77,7 +78,8 @@ def plain_samples_per_s(teacher: Agent, samples: int, seed: int, tuned: bool) ->
     labels: list[np.ndarray] = []
     learned, steps = 0, 0
     rule = action_rule("sample", "policy", 0.0)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=tuned)
+    bfloat16 = tuned and faster_precision(student, CONFIG.batch_size) == torch.bfloat16
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
     with autocast, envs_for(teacher, CONFIG.envs, "noop", seed) as envs:
         start = time.perf_counter()
         step = envs.reset()
@@ -168,7 +170,11 @@ def main() -> None:
     turns: list[dict[str, float]] = []
     for turn in range(options.turns):
         turns.append({name: loop(teacher, options.samples, turn) for name, loop in loops.items()})
-        print(f"turn {turn}:", ", ".join(f"{name} {speed:,.0f} samples/s" for name, speed in turns[-1].items()))
+        print(
+            f"turn {turn}:",
+            ", ".join(f"{name} {speed:,.0f} samples/s" for name, speed in turns[-1].items()),
+            flush=True,
+        )
     for name in ("allowed", "plain", "tuned"):
         ratios = [speeds["ours"] / speeds[name] for speeds in turns]
         median = statistics.median(ratios)
