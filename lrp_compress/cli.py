@@ -1,7 +1,8 @@
 """The command lines: compose the configuration, check it, run it; a user's mistake ends in one line.
 
 Hydra makes a run's folder before it calls the task, turns exceptions of callbacks into warnings and prints errors in
-its own way. So the check is a callback that leaves Hydra by an exception it lets pass, and `main` words all errors.
+its own way. So the check is a callback that leaves Hydra by an exception it lets pass, and `run_command` words all
+errors.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lrp_compress import __version__
 from lrp_compress.checks import check_config, check_storage, conf_dir, register_schemas, settings
-from lrp_compress.commands import COMMANDS, Command, config_groups, written_out
+from lrp_compress.commands import COMMANDS, REPORT, Command, config_groups, split_verb, written_out
 from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
@@ -39,7 +40,7 @@ LONGEST_FOLDER_NAME = 96
 STOPPED = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
 
 
-# The sweep under way. Hydra tells its callbacks of it, and `main` needs it where Hydra has failed.
+# The sweep under way. Hydra tells its callbacks of it, and `run_command` needs it where Hydra has failed.
 SWEEP: ContextVar[DictConfig | None] = ContextVar("sweep", default=None)
 
 
@@ -49,7 +50,7 @@ class Aborted(SystemExit):
 
 @contextlib.contextmanager
 def past_hydra() -> Iterator[None]:
-    """Let an exception of the block reach `main` untouched."""
+    """Let an exception of the block reach `run_command` untouched."""
     try:
         yield
     except Exception as error:
@@ -92,7 +93,7 @@ class CheckFirst(Callback):
                 raise refusals[0]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Write the report of a sweep of which no job failed; `main` does it for the others."""
+        """Write the report of a sweep of which no job failed; `run_command` does it for the others."""
         with past_hydra():
             report_sweep(self._command, config)
 
@@ -201,7 +202,19 @@ def stopped(end: KeyboardInterrupt | SystemExit) -> Any:
     return code
 
 
-def main(name: str = "compress") -> None:
+def main() -> None:
+    """Run the command that the first argument names, ``lrp-compress train game=pong``; without one, compress."""
+    try:
+        verb, sys.argv[1:] = split_verb(sys.argv[1:])
+    except UserError as error:
+        sys.exit(report(error, Config, full=False))
+    if verb == REPORT:
+        importlib.import_module("lrp_compress.report").main()
+    else:
+        run_command(verb or "compress")
+
+
+def run_command(name: str) -> None:
     """Run a command line and exit: 0 done, 1 failed, 2 a user's mistake, 130 interrupted, 143 terminated.
 
     Parameters

@@ -6,10 +6,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, OmegaConf
 
 from lrp_compress.checks import conf_dir, options
 from lrp_compress.config import Config, FirmwareConfig, PlayConfig, RootConfig, TrainConfig
+from lrp_compress.errors import unknown_name
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,25 @@ COMMANDS = {
 }
 
 
+REPORT = "report"  # has a command line of its own, without settings
+
+
+def split_verb(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take the command's name from the arguments, ``train game=pong``, if they begin with one.
+
+    Raises
+    ------
+    UserError
+        If they begin with a word that is no command.
+    """
+    first = arguments[0] if arguments else ""
+    if not first.isidentifier():  # settings have a =, flags begin with a -
+        return None, list(arguments)
+    if first not in (*COMMANDS, REPORT):
+        raise unknown_name("command", first, (*COMMANDS, REPORT))
+    return first, list(arguments[1:])
+
+
 def default_options(command: Command) -> dict[str, str]:
     """Map a command's groups to the options they have by default, or to nothing."""
     chosen = dict.fromkeys(command.optional, "")
@@ -89,10 +110,12 @@ def config_groups(command: Command) -> str:
 
 
 def written_out(arguments: Sequence[str], shorthand: Mapping[str, str]) -> list[str]:
-    """Write arguments the way Hydra wants them: ``game=pong`` becomes ``+game=pong``."""
-    return [
-        next(
-            (long + argument[len(short) :] for short, long in shorthand.items() if argument.startswith(short)), argument
-        )
-        for argument in arguments
+    """Write arguments the way Hydra wants them: ``game=pong -m`` becomes ``-m +game=pong``."""
+    settings = get_args_parser().parse_intermixed_args(arguments).overrides
+    flags = list(arguments)
+    for setting in settings:
+        flags.remove(setting)
+    return flags + [
+        next((long + setting[len(short) :] for short, long in shorthand.items() if setting.startswith(short)), setting)
+        for setting in settings
     ]

@@ -30,7 +30,6 @@ from lrp_compress.deployment.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.deviation import Deviation
 from lrp_compress.deployment.exports import EXPORTS, Deliverable, Int8Source
 from lrp_compress.deployment.latency import (
-    Decision,
     Latency,
     measure_latency,
     onnx_decision,
@@ -234,17 +233,15 @@ class Delivery:
         return {name: self._stage.float_file(agent, name) for name, agent in agents.items()}
 
     def measure(self, agents: Mapping[str, Agent], files: Mapping[str, Path], rollouts: Rollouts) -> dict[str, Latency]:
-        """Measure the latency of the files in ONNX Runtime and of the networks in PyTorch, all interleaved."""
+        """Measure the latency of the files in ONNX Runtime, then of teacher and student in PyTorch."""
         observation = rollouts.observations(torch.tensor([len(rollouts) // 2]))
         pairs = [("teacher", name) for name in files if name != "teacher"]
 
         def make() -> dict[str, Latency]:
-            decisions: dict[str, Decision] = {}
-            for name, path in files.items():
-                decisions[name] = onnx_decision(path, observation)
-            for name, agent in agents.items():
-                decisions[TORCH + name] = torch_decision(agent.network, observation)
-            return measure_latency(decisions, pairs, self._config.latency, stage_seed(self._config.seed, "latency"))
+            how, seed = self._config.latency, stage_seed(self._config.seed, "latency")
+            loaded = {name: onnx_decision(path, observation) for name, path in files.items()}
+            eager = {TORCH + name: torch_decision(agents[name].network, observation) for name in ("teacher", "student")}
+            return measure_latency(loaded, pairs, how, seed) | measure_latency(eager, [], how, seed)
 
         return stored(
             self._folder / "latency.json",

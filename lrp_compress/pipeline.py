@@ -25,14 +25,16 @@ from lrp_compress.config import Config
 from lrp_compress.delivery import Delivery
 from lrp_compress.deployment.exports import check_exports
 from lrp_compress.errors import UserError
-from lrp_compress.files import check_writable, file_digest
+from lrp_compress.files import check_writable, file_digest, write_text
 from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
 from lrp_compress.progress import announced
 from lrp_compress.resume import RESULT, STAGES, failures, run_once
 from lrp_compress.stages import Stages
-from lrp_compress.summary import file_table, result_table
+from lrp_compress.summary import file_table, result_page, result_table
 from lrp_compress.tracking.runs import check_store, training_view
-from lrp_compress.tracking.tracker import Tracker
+from lrp_compress.tracking.tracker import DESCRIPTION, Tracker
+
+PAGE = "result.md"
 
 
 def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker: Tracker) -> dict[str, float]:
@@ -140,6 +142,15 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     UserError
         If an export has failed; the result is complete and shown all the same.
     """
+
+    def work(tracker: Tracker) -> dict[str, float]:
+        metrics = compress(config, teacher, digest, run_dir, tracker)
+        page = result_page(metrics, config.run_name, config.evaluate.confidence)
+        write_text(run_dir / PAGE, page)
+        tracker.artifact(run_dir / PAGE)
+        tracker.tags({DESCRIPTION: page})
+        return metrics
+
     console = Console(markup=False)
     teacher, digest = find_teacher(config)
     tags = {"criterion": config.criterion.name} | ({"sweep": sweep} if sweep else {})
@@ -148,7 +159,7 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
         run_dir,
         {"teacher": digest},
         tags,
-        lambda tracker: compress(config, teacher, digest, run_dir, tracker),
+        work,
         console,
     )
     console.print(result_table(metrics, config.run_name, config.evaluate.confidence))
@@ -158,6 +169,8 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     if config.export:
         console.print(f"files     {run_dir / 'export'}", soft_wrap=True)
     console.print(f"pictures  {run_dir / 'figures'}", soft_wrap=True)
+    watch = f"lrp-compress play game={config.game.name} agent='{run_dir / STUDENT}'"
+    console.print(f"watch it  {watch}", soft_wrap=True)
     if view := training_view(config.tracking):
         console.print(f"runs      {view}", soft_wrap=True)
     if failed := failures(metrics):

@@ -48,7 +48,7 @@ def _defaults() -> tuple[TrackingConfig, str, Path]:
     tracking = OmegaConf.load(conf_dir() / "tracking" / "sqlite.yaml")
     study = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "study.yaml")
     cache = Path(OmegaConf.load(conf_dir() / "config.yaml").cache_dir)
-    return TrackingConfig(**OmegaConf.to_container(tracking)), str(study.storage), cache  # type: ignore[arg-type]
+    return TrackingConfig(**OmegaConf.to_container(tracking, resolve=True)), str(study.storage), cache  # type: ignore[arg-type]
 
 
 def _write(options: argparse.Namespace, tracking: TrackingConfig, downloads: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The result of one run as tables for the terminal: the agents side by side, and the files that go on a device."""
+"""The result of one run as tables, printed and as Markdown: the agents side by side, and the files for a device."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ FILE_RATIO_ROWS: Rows = (
     ("  over rounds", ("speedup_low", "speedup_high"), _factor),
 )
 
+SENTENCE = (("return_kept", _percent), ("compression", _factor), ("speedup", _factor))
+
 
 def result_table(metrics: Mapping[str, float | None], title: str, confidence: float) -> Table:
     """Lay out a run's result: a row per figure, a column per agent, the ratios to the teacher below a rule.
@@ -128,6 +130,31 @@ def file_table(metrics: Mapping[str, float | None], confidence: float) -> Table:
     if any(name.startswith("int8/") for name in metrics):
         heads["int8"] = "student in int8"
     return _table(metrics, "as files, in ONNX Runtime", confidence, heads, (FILE_ROWS, FILE_RATIO_ROWS))
+
+
+def result_page(metrics: Mapping[str, float | None], title: str, confidence: float) -> str:
+    """Write both tables as Markdown, below a sentence that says what came out.
+
+    Parameters
+    ----------
+    metrics, title, confidence
+        As in `result_table`.
+
+    Returns
+    -------
+    str
+        Read by MLflow as a run's description.
+    """
+    kept, smaller, faster = (_cell(metrics, "student", (name,), write) for name, write in SENTENCE)
+    page = (
+        f"The student of **{title}** keeps {kept} of its teacher's return, is {smaller} smaller and {faster} as fast.\n"
+    )
+    for table in (result_table(metrics, "networks", confidence), file_table(metrics, confidence)):
+        heads = [str(column.header) for column in table.columns]
+        cells = zip(*([str(cell).strip() for cell in column.cells] for column in table.columns), strict=True)
+        rows = [[str(table.title), *heads[1:]], [":--"] + ["--:"] * (len(heads) - 1), *cells]
+        page += "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return page
 
 
 def _table(

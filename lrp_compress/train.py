@@ -1,6 +1,6 @@
 """``python -m lrp_compress.train``: train an agent to compress."""
 
-from lrp_compress.cli import main
+from lrp_compress.cli import run_command
 
 if __name__ == "__main__":
-    main("train")
+    run_command("train")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 from rich.console import Console
 
-from lrp_compress.summary import file_table, result_table
+from lrp_compress.summary import file_table, result_page, result_table
 
 DASH = "\N{EN DASH}"
 METRICS: dict[str, float | None] = {
@@ -139,6 +139,18 @@ def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None
     assert cells(large, "95 % interval", files=True) == [interval] * 3
     ends = interval.split(" to ")
     assert [cells(large, label) for label in ("95 % interval", "to")] == [[end] * 4 for end in ends]
+
+
+def test_the_page_has_both_tables_and_a_sentence() -> None:
+    sentence, _, *lines = result_page(METRICS, "breakout-lrp-r0.50-s0", 0.95).splitlines()
+    assert sentence == (
+        "The student of **breakout-lrp-r0.50-s0** keeps 98.8 % of its teacher's return, is 683.40 x smaller and 1.84 x "
+        "as fast."
+    )
+    assert lines[:2] == ["| networks | teacher | pruned | repaired | student |", "| :-- | --: | --: | --: | --: |"]
+    assert f"| parameters | 1,687,206 | {DASH} | {DASH} | 57,070 |" in lines
+    assert "| as files, in ONNX Runtime | teacher | student | student in int8 |" in lines
+    assert f"| return kept | {DASH} | 98.8 % | 50.0 % |" in lines
 
 
 def test_without_an_int8_file_there_is_no_column_for_it() -> None:

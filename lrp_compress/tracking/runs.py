@@ -7,6 +7,7 @@ command continues the run that did not finish. MLflow is imported inside functio
 from __future__ import annotations
 
 import contextlib
+import getpass
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ ERROR_CHARS = 500
 MESSAGE_CHARS = 300
 MOST_RUNS = 50_000  # that MLflow gives at once
 LOCAL_UI = "http://127.0.0.1:5000"
+RUNS_VIEW = "?workflowType=machine_learning"  # without it MLflow opens a page for language-model traces
 
 
 def check_store(config: TrackingConfig) -> None:
@@ -114,14 +116,16 @@ def open_run(
         yield Tracker()
         return
     uri = resolve_uri(config.uri)
-    identity = {**git_state(), **tags, "config_hash": config_hash, **owner()}
+    git = git_state()
+    identity = {**git, **_shown(git), **tags, "config_hash": config_hash, **owner()}
     with sigterm_exits():
         with locked(uri), _refusals_in_one_line(uri):
             client = _connect(uri, config.timeout_s)
             experiment = _ensure_experiment(client, uri, config.experiment)
             _close_dead(client, experiment)
             run_id = _claim(client, experiment, name, identity, again)
-        address = f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}"
+        address = f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}{RUNS_VIEW}"
+        logger.info("recorded at %s", address)
         tracker = MlflowTracker(client, run_id, address, journal or Journal())
         try:
             tracker.params(params)
@@ -176,14 +180,21 @@ def training_view(config: TrackingConfig, sweep: str = "") -> str:
         return ""
     uri = resolve_uri(config.uri)
     with _existing_experiment(config) as found:
-        # The experiment's bare address opens a page for language-model traces.
-        page = f"/#/experiments/{found[1]}/runs?workflowType=machine_learning" if found else ""
+        page = f"/#/experiments/{found[1]}/runs{RUNS_VIEW}" if found else ""
     if page and sweep:
         page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}"
     address = f"{_ui(uri)}{page}"
     if database_file(uri) is None:
         return address
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}\n{address}"
+
+
+def _shown(git: Mapping[str, str]) -> dict[str, str]:
+    """Tags that MLflow's columns for source, user and commit show."""
+    shown = {"mlflow.source.name": "lrp_compress", "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+        shown["mlflow.user"] = getpass.getuser()
+    return shown | ({"mlflow.source.git.commit": git["git_sha"]} if git else {})
 
 
 def _ui(uri: str) -> str:

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 BATCHES = {"metric": 1000, "param": 100, "tag": 100, "artifact": 1, "image": 1}
 PARAM_CHARS = 6000  # of a parameter's value that MLflow takes
 
+DESCRIPTION = "mlflow.note.content"  # tag that MLflow shows on top of a run's page, as Markdown
+
 BUFFER_METRICS = 500
 BUFFER_SECONDS = 5.0
 RETRY_SECONDS = 60.0  # after which a store that has failed is asked again

@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-NOT_KEPT = {"HYDRA_FULL_ERROR", "MPLBACKEND", "DISPLAY", "WAYLAND_DISPLAY"}
+NOT_KEPT = {
+    "HYDRA_FULL_ERROR",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_EXPERIMENT_NAME",
+    "MPLBACKEND",
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+}
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 

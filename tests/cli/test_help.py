@@ -47,3 +47,44 @@ def test_a_game_of_ones_own(lrp_compress: Command, tmp_path):
     done = lrp_compress("game=klax2", "--config-dir", "mine", "--cfg", "job")
     assert "name: klax\n" in done.stdout
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("game=breakout", "--cfg", "job", "prune=cubic", "--package", "prune"),
+        ("-p", "prune", "game=breakout", "prune=cubic", "-c", "job"),
+    ],
+)
+def test_flags_may_stand_anywhere(lrp_compress: Command, arguments: tuple[str, ...]):
+    done = lrp_compress(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("# @package prune")
+    assert "schedule: cubic" in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "compress"])
+def test_a_command_by_its_name(lrp_compress: Command, name: str):
+    by_name, by_module = lrp_compress(name, "--help"), lrp_compress("--help", module=f"lrp_compress.{name}")
+    assert by_name.stdout == by_module.stdout
+    assert (by_name.returncode, by_name.stderr) == (0, "")
+
+
+def test_the_report_by_its_name(lrp_compress: Command):
+    assert "--tracking" in lrp_compress("report", "--help").stdout
+
+
+def test_a_command_that_does_not_exist(lrp_compress: Command):
+    done = lrp_compress("trian", "game=pong")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "train" in done.stderr
+
+
+def test_the_variables_of_mlflow_are_the_defaults(lrp_compress: Command):
+    variables = {"MLFLOW_TRACKING_URI": "http://tracker:5000", "MLFLOW_EXPERIMENT_NAME": "mine"}
+    shown = lrp_compress("game=pong", "--cfg", "job", "--resolve", "-p", "tracking", **variables).stdout
+    assert "uri: http://tracker:5000" in shown
+    assert "experiment: mine" in shown
+    assert "http://tracker:5000" in lrp_compress("report", "--help", **variables).stdout
+    assert "uri: sqlite:///mlflow.db" in lrp_compress("game=pong", "--cfg", "job", "--resolve").stdout

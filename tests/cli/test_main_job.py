@@ -56,8 +56,7 @@ def main_job(forks: Forks) -> MainJob:
     """Return a function that does the small job with further arguments in a folder, and gives what it has printed."""
 
     def run(folder: Path, *extra: str) -> str:
-        flags = [argument for argument in extra if argument == "-m"]  # Hydra takes flags before the first override only
-        done = forks.run("lrp_compress", [*flags, *SMALL, *(a for a in extra if a not in flags)], folder)
+        done = forks.run("lrp_compress", [*SMALL, *extra], folder)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -178,6 +177,19 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
     images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
     for key in ("relevance~maps", "relevance~channels", "returns~episodes", "distill~curve"):
         assert any(key in path for path in images)
+
+
+def test_mlflow_shows_the_result_on_the_runs_page(undisturbed: tuple[Path, str]):
+    folder, printed = undisturbed
+    (run,) = runs(folder)
+    page = (run_folder(folder) / "result.md").read_text()
+    assert page.startswith("The student of **breakout-lrp-r0.50-s0** keeps ")
+    assert page.count("| return kept |") == 2
+    assert run.data.tags["mlflow.note.content"] == page
+    assert run.data.tags["mlflow.source.name"] == "lrp_compress"
+    assert run.data.tags["mlflow.source.git.commit"] == run.data.tags["git_sha"]
+    assert f"/runs/{run.info.run_id}?workflowType=machine_learning" in printed
+    assert f"lrp-compress play game=breakout agent='{run_folder(folder) / 'student.safetensors'}'" in printed
 
 
 def test_a_report_can_be_made_of_what_mlflow_keeps(undisturbed: tuple[Path, str], tmp_path: Path):

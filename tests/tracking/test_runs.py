@@ -155,7 +155,10 @@ def test_finished_run_holds_everything(config: TrackingConfig, tmp_path: Path) -
     assert (folder / "maps" / "conv1" / "map.txt").read_text() == "x"
     series = [path.name.split("+")[:3] for path in (folder / "images").glob("*.png")]
     assert sorted(series) == [["relevance~student", "step", "0"], ["relevance~teacher", "step", "2"]]
-    assert tracker.address == f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{tracker.run_id}"
+    assert (
+        tracker.address
+        == f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{tracker.run_id}{tracking.RUNS_VIEW}"
+    )
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -499,7 +502,7 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     assert files == [".json", ".png", ".webp"]
     page = f"{server}/#/experiments/{run.info.experiment_id}"
     assert tracking.training_view(config) == f"{page}/runs?workflowType=machine_learning"
-    assert continued.address == f"{page}/runs/{tracker.run_id}"
+    assert continued.address == f"{page}/runs/{tracker.run_id}{tracking.RUNS_VIEW}"
     assert capfd.readouterr() == ("", "")
 
 

@@ -1,0 +1,10 @@
+"""Settings of Sphinx, which builds these pages: ``make docs``."""
+
+from lrp_compress import __version__
+
+project = "lrp_compress"
+release = __version__
+html_theme = "furo"
+extensions = ["myst_parser"]
+myst_heading_anchors = 3
+exclude_patterns = ["pictures"]
