@@ -66,7 +66,8 @@ def publish(
         tracker.image(learning_curve(figures / "distillation.png", points), "distill/curve")
     rule = action_rule(config.evaluate.action, agents["teacher"].network.head_kind, config.evaluate.epsilon)
     seed = stage_seed(config.seed, "video")
-    plays = [record_play(agents[name], rule, config.protocol, seed, VIDEO_STEPS) for name in ("teacher", "student")]
+    steps = min(VIDEO_STEPS, config.evaluate.max_frames // agents["teacher"].info.frame_skip)
+    plays = [record_play(agents[name], rule, config.protocol, seed, steps) for name in ("teacher", "student")]
     side_by_side_video(figures / "teacher-and-student.gif", [play[:, -1] for play in plays])
     tracker.artifact(figures)
 

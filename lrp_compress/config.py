@@ -207,6 +207,7 @@ class Config:
     protocol: str = one_of("noop", "sticky")
     device: str = one_of("cpu", "cuda")
     seed: int = within(0, 2**31 - 1)
+    plugins: list[str] = MISSING
     cache_dir: str = MISSING
     force: bool = MISSING
 

@@ -27,6 +27,7 @@ from lrp_compress.deployment.exports import check_exports
 from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, file_digest, write_text
 from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
+from lrp_compress.plugins import load_plugins, plugin_digests
 from lrp_compress.progress import announced
 from lrp_compress.resume import RESULT, STAGES, failures, run_once
 from lrp_compress.stages import Stages
@@ -97,10 +98,11 @@ def preflight(config: Config) -> None:
     Raises
     ------
     UserError
-        If a name is in no registry, there is no GPU to learn on, the teacher cannot be loaded or does not fit the game,
-        the layers to prune are not the teacher's, a budget cannot be met, it has no policy to fine-tune, a folder
-        cannot be written to, or the tracking store does not answer.
+        If a plugin cannot be imported, a name is in no registry, there is no GPU to learn on, the teacher cannot be
+        loaded or does not fit the game, the layers to prune are not the teacher's, a budget cannot be met, it has no
+        policy to fine-tune, a folder cannot be written to, or the tracking store does not answer.
     """
+    load_plugins(config.plugins)
     for registry, name in (
         (CRITERIA, config.criterion.name),
         (SCHEDULES, config.prune.schedule),
@@ -157,7 +159,7 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
     metrics = run_once(
         config,
         run_dir,
-        {"teacher": digest},
+        {"teacher": digest, **plugin_digests(config.plugins)},
         tags,
         work,
         console,

@@ -16,7 +16,7 @@ PACKAGE = Path(lrp_compress.__file__).parent
 # From the ground up; a file imports from files before it on its floor and from the floors below. A folder counts as one
 # entry, within which imports make no circle.
 FLOORS = [
-    ["errors", "registry", "progress", "files", "processes", "seeding", "ranges", "config", "checks"],
+    ["errors", "registry", "progress", "files", "plugins", "processes", "seeding", "ranges", "config", "checks"],
     ["tracking", "agents"],
     ["atari", "deployment"],
     ["compression"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.files import SUMS
 from lrp_compress.reporting.records import find_runs
 from lrp_compress.tracking.downloads import download_folder
-from tests.cli.commands import environment
+from tests.cli.commands import REPOSITORY, environment
 from tests.cli.forks import Forks
 
 MainJob = Callable[..., str]
@@ -380,6 +381,37 @@ def test_a_failed_export_costs_no_result_and_is_repeated_alone(forks: Forks, tmp
     (run,) = runs(tmp_path)
     assert (run.info.status, run.data.metrics["export/onnx/failed"]) == ("FINISHED", 0)
     assert "has finished before" in forks.run("lrp_compress", job, tmp_path).stdout
+
+
+def test_a_criterion_of_ones_own_as_the_documentation_has_it(main_job: MainJob, forks: Forks, tmp_path: Path):
+    page = (REPOSITORY / "docs" / "extending.md").read_text()
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    command = shlex.split(page.partition("python -m lrp_compress game=breakout ")[2].partition("\n")[0])
+    short = [*UNDISTILLED, "prune.evaluate=false", "latency.rounds=1", "latency.max_rounds=1"]
+    main_job(tmp_path, *short, *command)
+    scores = json.loads((run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text())
+    teacher = load_agent(teachers_dir() / "breakout.safetensors").network
+    expected = teacher.fc1.weight.std(1) / teacher.fc1.weight.std(1).sum()
+    torch.testing.assert_close(torch.tensor(scores["scores"]["fc1"]), expected)
+    (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "\n# changed\n")
+    changed = forks.run("lrp_compress", [*SMALL, *short, *command], tmp_path)
+    assert changed.returncode == 2
+    assert "holds another run, made with other settings or another agent" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(None, "is neither in"), ("import nowhere", "No module named 'nowhere'"), ("1 / 0", "ZeroDivisionError")],
+)
+def test_a_plugin_that_cannot_be_imported(forks: Forks, tmp_path: Path, code: str | None, told: str):
+    if code:
+        (tmp_path / "mine.py").write_text(code)
+    done = forks.run("lrp_compress", ["game=breakout", "plugins=[mine]"], tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: plugins: module mine ")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
 
 
 def save_untrained(path: Path, seed: int) -> None:
