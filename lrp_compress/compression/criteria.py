@@ -126,7 +126,7 @@ def score_channels(
     Raises
     ------
     UserError
-        If the criterion, composite or relevance seed is unknown, or a score is not finite.
+        If the criterion, composite or relevance seed is unknown, or a score is missing or not finite.
     ValueError
         If observations and outputs differ in number or there are none.
     """
@@ -137,13 +137,17 @@ def score_channels(
     chosen = (torch.arange(count) * len(observations)).div(max(count, 1), rounding_mode="floor")
     evidence = Evidence(network, observations[chosen], outputs[chosen], config, seed)
     raw = criterion.score(evidence)
+    for name, width in network.widths.items():
+        if name not in raw or raw[name].shape != (width,):
+            given = tuple(raw[name].shape) if name in raw else "none"
+            raise UserError(f"criterion.name={config.name} has to give {width} scores of layer {name}, not {given}")
     scores = {name: _shares(raw[name], name, config.name) for name in network.widths}
     composite = config.composite if criterion.score is lrp else ""
     return ChannelScores(scores, config.name, count, composite)
 
 
 def _shares(raw: Tensor, layer: str, criterion: str) -> Tensor:
-    raw = raw.double().cpu()
+    raw = raw.detach().double().cpu()
     if not raw.isfinite().all():
         bad = int((~raw.isfinite()).sum())
         raise UserError(

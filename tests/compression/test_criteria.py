@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import nn
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.compression.attribution import relevance
-from lrp_compress.compression.criteria import CRITERIA, score_channels
+from lrp_compress.compression.criteria import CRITERIA, Criterion, score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.config import CriterionConfig
 from lrp_compress.errors import UserError
@@ -217,3 +219,16 @@ def test_states_and_outputs_must_match(frames):
         score_channels(network, frames, network(frames).detach()[1:], settings("lrp"), 0)
     with pytest.raises(ValueError, match="got 0 and 0"):
         score_channels(network, frames[:0], torch.zeros(0, 4), settings("lrp"), 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "give 4 scores of layer conv1, not none"),
+        ({"conv1": torch.ones(5)}, "give 4 scores of layer conv1, not (5,)"),
+    ],
+)
+def test_a_criterion_that_leaves_channels_out_is_refused_by_name(frames, monkeypatch, given, told):
+    monkeypatch.setitem(CRITERIA._entries, "poor", Criterion(lambda evidence: given, True))
+    with pytest.raises(UserError, match=re.escape(f"criterion.name=poor has to {told}")):
+        score(small_network(), frames, settings("poor"))
