@@ -76,21 +76,18 @@ class CheckFirst(Callback):
             importlib.import_module(self._command.module).preflight(checked)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Compose every job of a sweep; refuse the sweep if that fails, or if not one job is right."""
+        """Compose every job of a sweep and check its settings; one wrong job refuses the sweep before the first."""
         SWEEP.set(config)
         with past_hydra():
             if storage := config.hydra.sweeper.get("storage"):
                 check_storage(str(storage))
-            refusals = []
-            for job in sweep_jobs(config):
+            jobs = list(sweep_jobs(config))
+            for number, job in enumerate(jobs):
                 try:
                     check_config(settings(job), self._command.schema)
                 except UserError as error:
-                    refusals.append(error)
-                else:
-                    return
-            if refusals:
-                raise refusals[0]
+                    which = f"job {number} ({' '.join(job.hydra.overrides.task)}): " if len(jobs) > 1 else ""
+                    raise UserError(f"{which}{error}") from error
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Write the report of a sweep of which no job failed; `run_command` does it for the others."""

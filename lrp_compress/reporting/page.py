@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import datetime
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lrp_compress import __version__
 from lrp_compress.errors import UserError
 from lrp_compress.files import atomic_path
 from lrp_compress.reporting.charts import as_svg, criteria_chart, front_chart, ladder_chart, widths_chart
@@ -116,13 +118,21 @@ def render(collection: Collection) -> str:
         _maps(records, front),
     ]
     games = ", ".join(dict.fromkeys(str(record.settings["game.title"]) for record in records))
-    summary = f"{games}: {len(records)} finished runs, {len(groups)} different settings."
+    heading = f"{games}: {_counted(records, 'finished run')}, {_counted(groups, 'setting')}"
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files(__package__).joinpath("page.html").read_text()
     )
     return template.render(
-        title=collection.title, summary=summary, sections=[one for one in sections if one.charts or one.rows]
+        heading=heading,
+        title=collection.title,
+        version=__version__,
+        date=datetime.date.today().isoformat(),
+        sections=[one for one in sections if one.charts or one.rows],
     )
+
+
+def _counted(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _fronts(groups: Sequence[Group], floor: float | None, confirmed: Sequence[Mapping[str, float]]) -> Section:
@@ -197,7 +207,7 @@ def _maps(records: Sequence[Record], front: Sequence[Mapping[str, Any]]) -> Sect
     for label, record in _chosen(records, front, SHOWN_MAPS):
         path = record.folder / "figures" / "relevance-maps.png"
         if path.exists():
-            charts.append(Chart(_embedded(path), f"{label}: what teacher and student look at."))
+            charts.append(Chart(_embedded(path), f"{label}: what teacher and student look at.", wide=True))
     return Section("Relevance maps", charts=charts)
 
 
@@ -210,7 +220,7 @@ def _embedded(path: Path) -> str:
         raise UserError(f"{path} is no picture; run it again with force=true, or remove it") from error
     small.thumbnail((MAP_WIDTH, 10 * MAP_WIDTH))
     small.save(buffer, format="JPEG", quality=85)
-    return f'<img alt="relevance maps" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
 
 
 def _table(groups: Sequence[Group], names: Sequence[str]) -> Section:

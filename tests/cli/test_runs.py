@@ -46,22 +46,22 @@ def test_same_configuration_same_folder(fake: Command, tmp_path: Path):
     assert (tmp_path / first[0] / ".hydra" / "config.yaml").is_file()
 
 
-def test_sweep_goes_on_after_a_mistake_and_finds_its_folder_again(fake: Command, tmp_path: Path):
-    done = fake("-m", "game=breakout", "criterion=lrp,random", "prune.ratio=0.3,1.7", "tracking=none")
-    sweep = "breakout-criterion=lrp,random-prune.ratio=0.3,1.7"
-    found = folders(done)
-    assert [name for _, name in found] == [sweep, sweep]
-    assert [Path(folder).parent for folder, _ in found] == [Path("multirun", sweep)] * 2
-    assert [Path(folder).name[:-9] for folder, _ in found] == ["breakout-lrp-r0.30-s0", "breakout-random-r0.30-s0"]
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert errors[0].startswith("error: job 1 (")
-    assert "prune.ratio=1.7" in errors[0]
-    assert errors[1].startswith("error: job 3 (")
-    assert errors[2] == "error: 2 of the sweep's jobs failed, see above"
-    assert "Traceback" not in done.stderr
-    assert done.returncode == 2
-    again = fake("-m", "prune.ratio=0.3,1.7", "+game=breakout", "force=true", "criterion=lrp,random")
+def test_sweep_finds_its_folder_again(fake: Command):
+    sweep = "breakout-criterion=lrp,random-prune.ratio=0.3,0.5"
+    found = folders(fake("-m", "game=breakout", "criterion=lrp,random", "prune.ratio=0.3,0.5", "tracking=none"))
+    assert [name for _, name in found] == [sweep] * 4
+    assert [Path(folder).parent for folder, _ in found] == [Path("multirun", sweep)] * 4
+    names = [Path(folder).name[:-9] for folder, _ in found]
+    assert names == [f"breakout-{one}-r{ratio}-s0" for one in ("lrp", "random") for ratio in ("0.30", "0.50")]
+    again = fake("prune.ratio=0.3,0.5", "+game=breakout", "-m", "force=true", "criterion=lrp,random")
     assert sorted(folders(again)) == sorted(found)
+
+
+def test_one_wrong_job_refuses_a_sweep_before_the_first(fake: Command, tmp_path: Path):
+    done = fake("-m", "game=breakout", "criterion=lrp,random", "prune.ratio=0.3,0.5,1.7")
+    assert done.stderr.startswith("error: job 2 (+game=breakout criterion=lrp prune.ratio=1.7): prune.ratio=1.7 ")
+    assert done.stderr.count("\n") == 1
+    assert (done.returncode, folders(done), list(tmp_path.iterdir())) == (2, [], [])
 
 
 def test_sweep_tells_mistakes_from_failures(fake: Command):

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from scipy import stats
 
+import lrp_compress
 from lrp_compress.atari.evaluation import Episode, Evaluation, save_evaluation
 from lrp_compress.checks import conf_dir, register_schemas
 from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
@@ -194,6 +195,12 @@ def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
     assert not re.search(r"@import|url\((?!#)", page.read_text())
     assert read.tags.count("svg") == 4  # two fronts, the criteria, the layers
     assert [cell for cell in read.cells if cell in ("0, 1", "90.0%", "50.0%", "70.0%")]
+    text = page.read_text()
+    assert "<h1>Breakout: 5 finished runs, 3 settings</h1>" in text
+    assert f"lrp_compress {lrp_compress.__version__}, 20" in text
+    assert text.count('role="img" aria-label="') == text.count("<figure") == 7  # for screen readers
+    assert text.count('tabindex="0"') == text.count("<table") == 1  # scrolled by keys
+    assert "prefers-color-scheme: dark" in text
     rows = list(csv.DictReader(io.StringIO((sweep / TABLE).read_text())))
     assert len(rows) == 5
     assert {row["criterion.name"] for row in rows} == {"lrp", "random"}
@@ -293,7 +300,7 @@ def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, tmp_path: Path):
     there = from_filter("tags.criterion = 'random'", elsewhere)
     assert {record.folder.name for record in there.records} == {record.folder.name for record in here.records}
     assert Reader(render(there)).cells == cells
-    assert "relevance maps" in render(there)
+    assert "Relevance maps" in render(there)
     assert from_filter("tags.criterion = 'random'", elsewhere).records[0].metrics == there.records[0].metrics
     with pytest.raises(UserError, match=r"tags.criterion = 'apoz': 0 finished runs"):
         from_filter("tags.criterion = 'apoz'", elsewhere)
