@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -392,6 +393,31 @@ def test_a_damaged_store_is_said_in_one_line(config: TrackingConfig, tmp_path: P
     with pytest.raises(UserError, match=r"tracking\.uri=") as raised, open_run(config):
         pass
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_overwritten_pages_of_a_store_never_end_in_a_traceback(
+    config: TrackingConfig, tmp_path: Path, seed: int
+) -> None:
+    path, draw = tmp_path / "mlflow.db", random.Random(seed)
+    content = bytearray(path.read_bytes())
+    for _ in range(draw.choice([1, 2, 5, 20])):
+        start = 4096 * draw.randrange(len(content) // 4096)
+        other = 4096 * draw.randrange(len(content) // 4096)
+        content[start : start + 4096] = draw.choice([draw.randbytes(4096), bytes(4096), content[other : other + 4096]])
+    path.write_bytes(content)
+
+    def record() -> None:
+        with open_run(config) as tracker:
+            tracker.metrics({"m": 1.0})
+
+    for use in (
+        record,
+        lambda: tracking.finished_runs(config, "tags.game = 'x'"),
+        lambda: tracking.training_view(config),
+    ):
+        with contextlib.suppress(UserError):
+            use()
 
 
 def test_four_processes_set_up_one_new_store(tmp_path: Path) -> None:
