@@ -123,7 +123,7 @@ def test_hints_are_relative_to_the_teachers_values():
     assert hint_loss(torch.ones(2, 2), torch.zeros(2, 2)).isfinite()
 
 
-@pytest.mark.parametrize("factor", [0.8, 1.0, 1.3])
+@pytest.mark.parametrize("factor", [0.85, 1.0, 1.2])
 def test_matching_the_likelihood_undoes_a_factor(factor: float):
     teacher = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * 2
     assert match_likelihood(factor * teacher, teacher) == pytest.approx(factor, rel=0.005)
@@ -141,7 +141,7 @@ def test_a_hedging_students_actions_become_as_likely_to_its_teacher_as_its_own()
     assert likelihood(student / match_likelihood(student, teacher)) == pytest.approx(likelihood(teacher), abs=5e-3)
 
 
-def test_the_likelihood_is_not_matched_by_more_than_twofold():
+def test_the_likelihood_is_not_matched_by_more_than_a_quarter():
     teacher = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) * 20
-    assert match_likelihood(teacher / 10, teacher) == pytest.approx(0.5, rel=0.01)
+    assert match_likelihood(teacher / 10, teacher) == pytest.approx(0.8, rel=0.01)
     assert match_likelihood(torch.zeros(5, 4), teacher[:5]) == 1  # nothing to be had by it
