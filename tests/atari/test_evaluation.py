@@ -234,8 +234,8 @@ def test_human_normalised_score():
 
 def test_agents_that_are_alike_seldom_fall_below_each_other():
     rng = np.random.default_rng(0)
-    alike = [falls_below(*(made(list(rng.normal(100, 30, 60))) for _ in range(2)), 0.95, trial) for trial in range(400)]
-    assert 0.02 < np.mean(alike) < 0.08  # one in twenty
+    alike = [falls_below(*(made(list(rng.normal(100, 30, 60))) for _ in range(2)), 0.95, trial) for trial in range(200)]
+    assert 0.01 < np.mean(alike) < 0.1  # one in twenty
     worse = [
         falls_below(made(list(rng.normal(75, 30, 60))), made(list(rng.normal(100, 30, 60))), 0.95, trial)
         for trial in range(50)

@@ -368,8 +368,7 @@ def test_store_of_another_mlflow_is_refused_in_one_line(template: Path, tmp_path
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("later", [0.0, 0.6])
+@pytest.mark.parametrize(("number", "later"), [(signal.SIGKILL, 0.0), (signal.SIGTERM, 0.6), (signal.SIGINT, 0.3)])
 def test_a_store_whose_making_is_cut_off_does_no_harm(tmp_path: Path, number: signal.Signals, later: float) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
     with child(str(config.uri), "abc", "flush") as process:
