@@ -197,7 +197,7 @@ def test_the_page_needs_no_network_and_says_it_all(sweep: Path):
     assert [cell for cell in read.cells if cell in ("0, 1", "90.0%", "50.0%", "70.0%")]
     text = page.read_text()
     assert "<h1>Breakout: 5 finished runs, 3 settings</h1>" in text
-    assert f"lrp_compress {lrp_compress.__version__}, 20" in text
+    assert f'lrp_compress {lrp_compress.__version__}, <span class="whole">20' in text
     assert text.count('role="img" aria-label="') == text.count("<figure") == 7  # for screen readers
     assert text.count('tabindex="0"') == text.count("<table") == 1  # scrolled by keys
     assert "prefers-color-scheme: dark" in text
