@@ -18,7 +18,7 @@ from PIL import Image
 
 from lrp_compress import __version__
 from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path
+from lrp_compress.files import write_text
 from lrp_compress.reporting.charts import as_svg, criteria_chart, front_chart, ladder_chart, widths_chart
 from lrp_compress.reporting.collections import Collection
 from lrp_compress.reporting.records import Group, Kept, Record, as_rows, differing, group_seeds
@@ -78,11 +78,8 @@ def write_report(collection: Collection, folder: Path) -> Path:
     UserError
         If a picture of a run is damaged.
     """
-    page = render(collection)
-    with atomic_path(folder / PAGE) as temporary:
-        temporary.write_text(page)
-    with atomic_path(folder / TABLE) as temporary:
-        temporary.write_text(table(collection.records))
+    write_text(folder / PAGE, render(collection))
+    write_text(folder / TABLE, table(collection.records))
     return folder / PAGE
 
 
