@@ -122,8 +122,8 @@ def preflight(config: Config) -> None:
     check_store(config.tracking)
 
 
-def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
-    """Do one run, or go on with it, or find that it is done; then show its result.
+def carry_out(config: Config, run_dir: Path, sweep: str | None, console: Console) -> dict[str, float]:
+    """Do one run, or go on with it, or find that it is done.
 
     Parameters
     ----------
@@ -133,16 +133,13 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
         The run's folder; the files of its stages are kept in it.
     sweep : str or None
         Name of the sweep the run belongs to.
+    console : Console
+        Where it is said that it was done before.
 
     Returns
     -------
     dict of str to float
         The final metrics.
-
-    Raises
-    ------
-    UserError
-        If an export has failed; the result is complete and shown all the same.
     """
 
     def work(tracker: Tracker) -> dict[str, float]:
@@ -153,17 +150,24 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
         tracker.tags({DESCRIPTION: page})
         return metrics
 
-    console = Console(markup=False)
     teacher, digest = find_teacher(config)
     tags = {"criterion": config.criterion.name} | ({"sweep": sweep} if sweep else {})
-    metrics = run_once(
-        config,
-        run_dir,
-        {"teacher": digest, **plugin_digests(config.plugins)},
-        tags,
-        work,
-        console,
-    )
+    identity = {"teacher": digest, **plugin_digests(config.plugins)}
+    return run_once(config, run_dir, identity, tags, work, console)
+
+
+def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
+    """Carry a run out, then show its result.
+
+    Parameters and result are those of `carry_out`.
+
+    Raises
+    ------
+    UserError
+        If an export has failed; the result is complete and shown all the same.
+    """
+    console = Console(markup=False)
+    metrics = carry_out(config, run_dir, sweep, console)
     console.print(result_table(metrics, config.run_name, config.evaluate.confidence))
     console.print()
     console.print(file_table(metrics, config.evaluate.confidence))

@@ -23,14 +23,14 @@ from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.probing import Probe, probe
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.compression.budgets import choose_widths, measure_curves, with_widths
-from lrp_compress.compression.criteria import ChannelScores, score_channels
+from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.finetuning import Update, finetune
 from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.losses import action_agreement, default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import lessons, repair
-from lrp_compress.compression.tuning import TUNED, tune
+from lrp_compress.compression.repair import repair_from_play
+from lrp_compress.compression.tuning import TUNED, score_by_play
 from lrp_compress.config import Config, DistillConfig, PruneConfig, RolloutsConfig, config_hash
 from lrp_compress.deployment.onnx_models import save_float
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
@@ -44,7 +44,6 @@ from lrp_compress.tracking.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 UNDISTILLED = ("pruned", "repaired")  # judged by fewer games
-JUDGED = 4  # times as many states repair is solved on as choose its strength
 SHARED_FORMAT = 3  # of the files that runs share: where it is another, they are made anew
 FAR_BELOW = 0.5  # of the way from random play to the return that an agent's file states
 COMPARED = 4096  # held-out states at most that agents are compared on
@@ -139,15 +138,12 @@ class Stages:
         config = self.config
 
         def make() -> ChannelScores:
-            criterion, seed = config.criterion, stage_seed(config.seed, "criterion", step)
-            if criterion.name == TUNED:
-                tuned = tune(agent.network, rollouts, criterion, config.prune, seed)
+            seed = stage_seed(config.seed, "criterion", step)
+            scores, tuned = score_by_play(agent.network, rollouts, config.criterion, config.prune, seed)
+            if tuned:
                 default, *_ = tuned.finals.values()
-                values = {"tune/kl": tuned.finals[tuned.composite], "tune/default_kl": default}
-                self.tracker.metrics(values, step)
-                criterion = dataclasses.replace(criterion, composite=tuned.composite)
-            states = rollouts.part(torch.ones(len(rollouts), dtype=torch.bool), criterion.states)
-            return score_channels(agent.network, states.observations, states.outputs, criterion, seed)
+                self.tracker.metrics({"tune/kl": tuned.finals[tuned.composite], "tune/default_kl": default}, step)
+            return scores
 
         path = self._step_file(step, "scores.json")
         scores = stored(path, make, _save_scores, _load_scores, f"score, step {step}", _scored_by)
@@ -198,13 +194,8 @@ class Stages:
             return agent
 
         def make() -> Agent:
-            held_out, states = rollouts.held_out(), config.repair.states
-            seed = stage_seed(config.seed, "repair", step)
-            training, judging = (
-                lessons(self.teacher.network, rollouts.part(chosen, count).observations, seed)
-                for chosen, count in ((~held_out, states), (held_out, states // JUDGED))
-            )
-            result = repair(agent.network, agent.info.kept, training, judging, config.repair.strength)
+            kept, seed = agent.info.kept, stage_seed(config.seed, "repair", step)
+            result = repair_from_play(agent.network, kept, self.teacher.network, rollouts, config.repair, seed)
             self.tracker.metrics({f"repair/{name}_strength": value for name, value in result.strengths.items()}, step)
             return Agent(result.network, agent.info)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.teachers import load_teacher, teacher_path
-from lrp_compress.atari.acting import action_rule
+from lrp_compress.atari.acting import ActionRule, action_rule
 from lrp_compress.atari.envs import minimal_actions
 from lrp_compress.atari.recording import record_play
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.composites import find_composite
-from lrp_compress.config import PlayConfig
+from lrp_compress.config import CriterionConfig, PlayConfig
 from lrp_compress.errors import UserError
 from lrp_compress.screen import has_screen, show
 from lrp_compress.seeding import stage_seed
@@ -59,16 +61,44 @@ def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float
     agent = _load(config)
     rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
     seed = stage_seed(config.seed, "video")
-    play = record_play(agent, rule, config.protocol, seed, max(1, round(config.seconds * STEPS_PER_SECOND)))
-    batches = torch.split(torch.from_numpy(play), config.criterion.batch_size)
-    composite, start = config.criterion.composite, config.criterion.relevance_seed
-    maps = torch.cat([heat_maps(agent.network, batch, composite, start) for batch in batches])
-    pictures = relevance_pictures(play[:, -1], maps)
+    pictures = watched(agent, config.criterion, rule, config.protocol, seed, config.seconds)
     video = write_video(run_dir / VIDEO, pictures)
-    Console(markup=False).print(f"{len(play) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
+    Console(markup=False).print(f"{len(pictures) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
     if config.window or (config.window is None and has_screen()):
         show(pictures, f"{config.game.title}, and what the agent looks at")
-    return {"play/steps": float(len(play))}
+    return {"play/steps": float(len(pictures))}
+
+
+def watched(
+    agent: Agent, criterion: CriterionConfig, rule: ActionRule, protocol: str, seed: int, seconds: float
+) -> NDArray[np.uint8]:
+    """Draw the start of a game with what the agent looks at beside it.
+
+    Parameters
+    ----------
+    agent : Agent
+        The player.
+    criterion : CriterionConfig
+        Composite and start of the relevance.
+    rule : ActionRule
+        How the agent chooses actions.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Seed of the environment and of the action choice.
+    seconds : float
+        How long at most; less if the game ends before.
+
+    Returns
+    -------
+    ndarray of uint8, shape (T, height, width, 3)
+        A picture for each agent step.
+    """
+    play = record_play(agent, rule, protocol, seed, max(1, round(seconds * STEPS_PER_SECOND)))
+    batches = torch.split(torch.from_numpy(play), criterion.batch_size)
+    composite, start = criterion.composite, criterion.relevance_seed
+    maps = torch.cat([heat_maps(agent.network, batch, composite, start) for batch in batches])
+    return relevance_pictures(play[:, -1], maps)
 
 
 def _load(config: PlayConfig) -> Agent:

@@ -7,11 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+from nbclient import NotebookClient
+
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.deployment.onnx_models import save_float
 
-EXAMPLE = Path(__file__).parent.parent / "examples" / "play_onnx.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLE = EXAMPLES / "play_onnx.py"
+TINY = [
+    "rollouts={states: 128, envs: 4, every: 2}",
+    "criterion.states=32",
+    "repair={states: 64, strength: 0.1}",
+    "distill={samples: 512, envs: 8, replay_states: 4096}",
+    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
+]
 # as if nothing else were installed
 ALONE = "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'gymnasium', 'lrp_compress', 'onnx'])); "
 
@@ -24,3 +35,13 @@ def test_an_exported_agent_plays_without_this_package(tmp_path: Path) -> None:
     score = re.fullmatch(r"breakout, float32: (\d+) points", done.stdout.strip())
     assert score
     assert int(score[1]) > 20  # random play gets 1.7
+
+
+def test_the_notebook_goes_from_a_teacher_to_a_file(tmp_path: Path) -> None:
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    settings.source = f"import lrp_compress as lc\n\nratio, config = 0.5, lc.settings('pong', *{TINY})"
+    NotebookClient(notebook, resources={"metadata": {"path": tmp_path}}).execute()
+    assert (tmp_path / "play.gif").stat().st_size > 10_000
+    float_size, int8_size = ((tmp_path / name).stat().st_size for name in ("student.onnx", "student-int8.onnx"))
+    assert 3 < float_size / int8_size < 4.5

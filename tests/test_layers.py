@@ -37,7 +37,7 @@ FLOORS = [
         *("watching", "microcontroller"),
     ],
     ["search", "reporting"],
-    ["mistakes", "commands", "cli", "__main__", "train", "play", "firmware", "report"],
+    ["mistakes", "commands", "cli", "__main__", "train", "play", "firmware", "report", "api"],
 ]
 ONLY_IMPORTER = {
     "ai_edge_litert": "deployment.converters",
@@ -106,8 +106,14 @@ def test_heavy_libraries_have_one_importer():
 
 
 def test_packages_are_empty():
-    for path in PACKAGE.rglob("__init__.py"):
+    for path in PACKAGE.rglob("*/__init__.py"):
         assert not imports(path), path
+
+
+def test_the_package_imports_what_it_offers_only_when_used():
+    code = "import sys, lrp_compress; print({'torch', 'hydra', 'numpy'} & set(sys.modules) or dir(lrp_compress))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(sorted([*lrp_compress.__all__, "__version__"]))
 
 
 def test_the_command_line_starts_without_heavy_libraries():

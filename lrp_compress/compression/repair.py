@@ -23,13 +23,16 @@ from torch import Tensor, nn
 
 from lrp_compress.agents.inference import fast_conv1, fast_outputs
 from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.losses import default_temperature, kl
+from lrp_compress.config import RepairConfig
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state
 BATCH = 256  # states computed at a time
 HEAD_RIDGE = 1e-4  # nats for a mean squared change of the outputs, in temperatures, by one
 HEAD_STEPS = 60  # of L-BFGS at most
+JUDGED = 4  # times as many states a network is solved on as choose the strength
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,41 @@ def repair(
     if repaired.head_kind != "policy":  # a policy that is sampled from would get softer wherever it cannot tell
         _fit_heads(repaired, training, held_out)
     return Repair(repaired, strengths)
+
+
+def repair_from_play(
+    network: PolicyNetwork,
+    kept: Mapping[str, Sequence[int]],
+    teacher: PolicyNetwork,
+    rollouts: Rollouts,
+    config: RepairConfig,
+    seed: int,
+) -> Repair:
+    """Repair a pruned network from its teacher's play, judged by the games of it that are held out.
+
+    Parameters
+    ----------
+    network, kept
+        As `repair` takes them.
+    teacher : PolicyNetwork
+        The network that was pruned, on the CPU.
+    rollouts : Rollouts
+        Its play.
+    config : RepairConfig
+        How many states to solve from, and the strength if it is set.
+    seed : int
+        Of the places of a convolution's map that are looked at.
+
+    Returns
+    -------
+    Repair
+    """
+    held_out = rollouts.held_out()
+    training, judging = (
+        lessons(teacher, rollouts.part(chosen, count).observations, seed)
+        for chosen, count in ((~held_out, config.states), (held_out, config.states // JUDGED))
+    )
+    return repair(network, kept, training, judging, config.strength)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 
 import optuna
+import torch
 from optuna import Trial
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.composites import RULES
-from lrp_compress.compression.criteria import score_channels
+from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.compression.repair import lessons, repair
@@ -173,6 +174,30 @@ def tune(
             finals[composite] = careful(composite)
             progress.update()
     return Tuned(min(finals, key=lambda name: finals[name]), finals, trials)
+
+
+def score_by_play(
+    network: PolicyNetwork, rollouts: Rollouts, config: CriterionConfig, prune: PruneConfig, seed: int
+) -> tuple[ChannelScores, Tuned | None]:
+    """Score the channels of a network on states of play, by tuned rules where the criterion is `TUNED`.
+
+    Parameters
+    ----------
+    network, rollouts, prune, seed
+        As `Exam` takes them; of the rollouts ``config.states`` states of all games are scored on.
+    config : CriterionConfig
+        Criterion, composite and numbers of states and trials.
+
+    Returns
+    -------
+    scores : ChannelScores
+    tuned : Tuned or None
+        What the tuning found; None if there was none.
+    """
+    tuned = tune(network, rollouts, config, prune, seed) if config.name == TUNED else None
+    how = dataclasses.replace(config, composite=tuned.composite) if tuned else config
+    states = rollouts.part(torch.ones(len(rollouts), dtype=torch.bool), config.states)
+    return score_channels(network, states.observations, states.outputs, how, seed), tuned
 
 
 def _ask(trial: Trial, group: str) -> str:
