@@ -127,7 +127,9 @@ def load_agent(source: str | Path, game: str | None = None, *overrides: str) -> 
     return find_teacher(_of_source(settings(game, *overrides), source))[0]
 
 
-def save_agent(path: str | Path, agent: Agent, calibration: Rollouts | None = None) -> None:
+def save_agent(
+    path: str | Path, agent: Agent, calibration: Rollouts | None = None, config: Config | None = None
+) -> None:
     """Write an agent.
 
     Parameters
@@ -138,6 +140,8 @@ def save_agent(path: str | Path, agent: Agent, calibration: Rollouts | None = No
         What to write.
     calibration : Rollouts, optional
         States of the agent's play; with them an ONNX file is int8. Their last games choose among ways to quantise.
+    config : Config, optional
+        Its ``quantize`` says how many of the states are used.
 
     Raises
     ------
@@ -147,7 +151,8 @@ def save_agent(path: str | Path, agent: Agent, calibration: Rollouts | None = No
     path = Path(path)
     if path.suffix == ".onnx" and calibration is not None:
         held_out = calibration.held_out()
-        ranges, judged = (calibration.part(chosen).observations.numpy() for chosen in (~held_out, held_out))
+        count = (config or settings(agent.info.game)).quantize.states
+        ranges, judged = (calibration.part(chosen, count).observations.numpy() for chosen in (~held_out, held_out))
         quantize_static(path, agent, ranges, judged)
     elif path.suffix == ".onnx":
         save_float(path, agent)
