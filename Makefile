@@ -3,10 +3,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check docs
+.PHONY: help install run test check docs image-test
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 install: $(STAMP)  ## make .venv with the tested versions
 
@@ -21,10 +21,14 @@ run: $(STAMP)  ## compress the Breakout agent to half its channels
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## check format, lint and types
+check: $(STAMP)  ## check format, lint, types and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
 
 docs: $(STAMP)  ## build the documentation into build/docs; a broken link is an error
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs
+
+image-test: $(STAMP)  ## build the image and run all it can do; needs a Docker engine, minutes and gigabytes
+	$(BIN)/python -m pytest docker/test_image.py -n 0 -s

@@ -185,6 +185,7 @@ class TrackingConfig:
     uri: str | None = MISSING
     experiment: str = MISSING
     timeout_s: float = within(0, open_low=True)
+    ui: str | None = None
 
 
 @dataclass

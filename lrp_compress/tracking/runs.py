@@ -124,7 +124,7 @@ def open_run(
             experiment = _ensure_experiment(client, uri, config.experiment)
             _close_dead(client, experiment)
             run_id = _claim(client, experiment, name, identity, again)
-        address = f"{_ui(uri)}/#/experiments/{experiment}/runs/{run_id}{RUNS_VIEW}"
+        address = f"{_ui(config, uri)}/#/experiments/{experiment}/runs/{run_id}{RUNS_VIEW}"
         logger.info("recorded at %s", address)
         tracker = MlflowTracker(client, run_id, address, journal or Journal())
         try:
@@ -183,7 +183,7 @@ def training_view(config: TrackingConfig, sweep: str = "") -> str:
         page = f"/#/experiments/{found[1]}/runs{RUNS_VIEW}" if found else ""
     if page and sweep:
         page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}"
-    address = f"{_ui(uri)}{page}"
+    address = f"{_ui(config, uri)}{page}"
     if database_file(uri) is None:
         return address
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}\n{address}"
@@ -197,8 +197,9 @@ def _shown(git: Mapping[str, str]) -> dict[str, str]:
     return shown | ({"mlflow.source.git.commit": git["git_sha"]} if git else {})
 
 
-def _ui(uri: str) -> str:
-    return uri if database_file(uri) is None else LOCAL_UI
+def _ui(config: TrackingConfig, uri: str) -> str:
+    """Say where a person opens the store's pages; a server may have another address for them than for us."""
+    return (config.ui or (uri if database_file(uri) is None else LOCAL_UI)).rstrip("/")
 
 
 @contextlib.contextmanager

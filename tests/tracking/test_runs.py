@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import random
 import shutil
@@ -527,6 +528,11 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     assert files == [".json", ".png", ".webp"]
     page = f"{server}/#/experiments/{run.info.experiment_id}"
     assert tracking.training_view(config) == f"{page}/runs?workflowType=machine_learning"
+    seen = f"http://localhost:8080/#/experiments/{run.info.experiment_id}"
+    from_outside = dataclasses.replace(config, ui="http://localhost:8080/")
+    assert tracking.training_view(from_outside) == f"{seen}/runs?workflowType=machine_learning"
+    with open_run(from_outside, params={"a": 3}) as other:
+        assert other.address == f"{seen}/runs/{other.run_id}{tracking.RUNS_VIEW}"
     assert continued.address == f"{page}/runs/{tracker.run_id}{tracking.RUNS_VIEW}"
     assert capfd.readouterr() == ("", "")
 
