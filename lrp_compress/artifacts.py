@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, save_agent
@@ -17,21 +19,26 @@ from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.config import Config
 from lrp_compress.figures import learning_curve, pick_moments, relevance_maps, return_strips
-from lrp_compress.files import read_json
+from lrp_compress.files import atomic_path, read_json
 from lrp_compress.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.videos import side_by_side_video
 
 STUDENT = "student.safetensors"
+MAPS = "figures/relevance-maps.png"
+SMALL_MAPS = "figures/relevance-maps-small.png"  # as wide as MLflow's page, which shows it as it is
+EXAMPLE = "example.npy"  # an observation that the student's model can be tried with
 # Files that a report reads; kept in MLflow at the same places as in the run's folder, for reports on other machines.
 REPORTED = ("stages/evaluation-*.json", "stages/step-*/plan.json", "stages/step-1/scores.json")
 MOMENTS = 6  # rows of the relevance maps
 VIDEO_STEPS = 450  # half a minute
+SMALL = 800  # pixels
 
 
 def publish(
     config: Config,
     agents: Mapping[str, Agent],
+    onnx: Path,
     rollouts: Rollouts,
     evaluations: Mapping[str, Evaluation],
     run_dir: Path,
@@ -45,6 +52,8 @@ def publish(
         The run's configuration.
     agents : mapping of str to Agent
         ``teacher`` and ``student``, and ``pruned`` if that is wanted.
+    onnx : Path
+        The student's float32 ONNX file, which MLflow keeps as a model.
     rollouts : Rollouts
         States of the teacher's play; the relevance maps are of some of them.
     evaluations : mapping of str to Evaluation
@@ -59,8 +68,15 @@ def publish(
     tracker.artifact(run_dir / STUDENT)
     for path in (path for pattern in REPORTED for path in sorted(run_dir.glob(pattern))):
         tracker.artifact(path, str(path.parent.relative_to(run_dir)))
-    maps = draw_relevance_maps(config, agents, rollouts, figures / "relevance-maps.png")
+    middle = rollouts.observations(torch.tensor([len(rollouts) // 2])).numpy()
+    with atomic_path(run_dir / EXAMPLE) as temporary:
+        np.save(temporary, middle)
+    tracker.model(onnx, "student", run_dir / EXAMPLE, run_dir / STUDENT)
+    maps = draw_relevance_maps(config, agents, rollouts, run_dir / MAPS)
     tracker.image(maps, "relevance/maps")
+    with PIL.Image.open(maps) as picture, atomic_path(run_dir / SMALL_MAPS) as temporary:
+        picture.thumbnail((SMALL, 10 * SMALL))
+        picture.save(temporary)
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
     if points := distillation_points(run_dir / "stages"):
         tracker.image(learning_curve(figures / "distillation.png", points), "distill/curve")

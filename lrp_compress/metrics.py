@@ -15,8 +15,11 @@ from lrp_compress.deployment.cold_start import ColdStart
 from lrp_compress.deployment.latency import Latency, speedup
 from lrp_compress.deployment.profiling import profile_network
 from lrp_compress.seeding import stage_seed
+from lrp_compress.tracking.views import VIEW
 
 TORCH = "torch_"  # leads the latency of eager PyTorch; without it, it is ONNX Runtime's
+# MLflow puts charts in sections by what stands before the slash, in the order of the alphabet; VIEW comes first.
+MATTER_MOST = ("return_kept", "return_mean", "size_bytes", "speedup")
 
 
 def agent_metrics(
@@ -54,6 +57,28 @@ def agent_metrics(
     for name, start in starts.items():
         values |= named(name, dataclasses.asdict(start))
     return values
+
+
+def at_a_glance(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Repeat the figures that matter most under names that MLflow shows before all others.
+
+    Parameters
+    ----------
+    metrics : mapping of str to float
+        A run's final ones.
+
+    Returns
+    -------
+    dict of str to float
+        ``at_a_glance/return_kept`` and so on of the student, with ``_int8`` behind it of its int8 file.
+    """
+    agents = {"student": "", "int8": "_int8"}
+    return {
+        f"{VIEW}/{name}{ending}": metrics[f"{agent}/{name}"]
+        for name in MATTER_MOST
+        for agent, ending in agents.items()
+        if f"{agent}/{name}" in metrics
+    }
 
 
 def _returns(evaluation: Evaluation) -> dict[str, float]:

@@ -6,6 +6,7 @@ is there is read instead of made again, so the same command goes on where an ear
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.console import Console
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.inference import check_device
 from lrp_compress.agents.teachers import load_teacher, teacher_path
-from lrp_compress.artifacts import STUDENT, publish
+from lrp_compress.artifacts import MAPS, SMALL_MAPS, STUDENT, publish
 from lrp_compress.atari.envs import envs_for, minimal_actions
 from lrp_compress.compression.budgets import check_budget
 from lrp_compress.compression.composites import find_composite
@@ -26,7 +27,7 @@ from lrp_compress.delivery import Delivery
 from lrp_compress.deployment.exports import check_exports
 from lrp_compress.errors import UserError
 from lrp_compress.files import check_writable, file_digest, write_text
-from lrp_compress.metrics import agent_metrics, int8_metrics, named, ratio_metrics
+from lrp_compress.metrics import agent_metrics, at_a_glance, int8_metrics, named, ratio_metrics
 from lrp_compress.plugins import load_plugins, plugin_digests
 from lrp_compress.progress import announced
 from lrp_compress.resume import RESULT, STAGES, failures, run_once
@@ -88,7 +89,7 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
     metrics |= agent_metrics(agents, evaluations, latencies, delivery.cold_starts(files))
     metrics |= ratio_metrics(config, metrics, evaluations, latencies)
     if not (run_dir / RESULT).exists():  # else only an export is left to do
-        announced("publish", lambda: publish(config, agents, rollouts, evaluations, run_dir, tracker))
+        announced("publish", lambda: publish(config, agents, files["student"], rollouts, evaluations, run_dir, tracker))
     return metrics | delivery.export(files, int8)
 
 
@@ -144,10 +145,11 @@ def carry_out(config: Config, run_dir: Path, sweep: str | None, console: Console
 
     def work(tracker: Tracker) -> dict[str, float]:
         metrics = compress(config, teacher, digest, run_dir, tracker)
-        page = result_page(metrics, config.run_name, config.evaluate.confidence)
-        write_text(run_dir / PAGE, page)
+        page = functools.partial(result_page, metrics, config.run_name, config.evaluate.confidence)
+        write_text(run_dir / PAGE, page(maps=MAPS))
         tracker.artifact(run_dir / PAGE)
-        tracker.tags({DESCRIPTION: page})
+        tracker.tags({DESCRIPTION: page(maps=tracker.address_of(SMALL_MAPS))})
+        tracker.metrics(at_a_glance(metrics))
         return metrics
 
     teacher, digest = find_teacher(config)

@@ -59,7 +59,8 @@ def _write(options: argparse.Namespace, tracking: TrackingConfig, downloads: Pat
     elsewhere = Elsewhere(tracking, downloads)
     source, folder = options.source[0], Path(options.source[0])
     if len(options.source) > 1:
-        return write_report(from_folders([Path(one) for one in options.source]), options.out or Path("report"))
+        folders = [Path(one) for one in options.source]
+        return write_report(from_folders(folders, elsewhere), options.out or Path("report"))
     if folder.is_dir():
         return write_report(from_folder(folder, elsewhere), options.out or folder)
     if any(sign in source for sign in "=<>"):

@@ -132,13 +132,15 @@ def file_table(metrics: Mapping[str, float | None], confidence: float) -> Table:
     return _table(metrics, "as files, in ONNX Runtime", confidence, heads, (FILE_ROWS, FILE_RATIO_ROWS))
 
 
-def result_page(metrics: Mapping[str, float | None], title: str, confidence: float) -> str:
-    """Write both tables as Markdown, below a sentence that says what came out.
+def result_page(metrics: Mapping[str, float | None], title: str, confidence: float, maps: str) -> str:
+    """Write both tables as Markdown, below a sentence that says what came out and above the relevance maps.
 
     Parameters
     ----------
     metrics, title, confidence
         As in `result_table`.
+    maps : str
+        Address of the picture of relevance maps.
 
     Returns
     -------
@@ -154,7 +156,7 @@ def result_page(metrics: Mapping[str, float | None], title: str, confidence: flo
         cells = zip(*([str(cell).strip() for cell in column.cells] for column in table.columns), strict=True)
         rows = [[str(table.title), *heads[1:]], [":--"] + ["--:"] * (len(heads) - 1), *cells]
         page += "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    return page
+    return f"{page}\nWhat teacher and student look at:\n\n![Relevance maps of teacher and student]({maps})\n"
 
 
 def _table(

@@ -46,7 +46,7 @@ ONLY_IMPORTER = {
     "huggingface_hub": "agents.sources",
     "litert_torch": "deployment.converters",
     "mlflow": "tracking",
-    "onnx": "deployment",
+    "onnx": ("deployment", "tracking.models"),
     "optuna": ("search", "compression.tuning"),
     "sb3_contrib": "training",
     "stable_baselines3": "training",

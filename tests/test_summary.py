@@ -142,7 +142,7 @@ def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None
 
 
 def test_the_page_has_both_tables_and_a_sentence() -> None:
-    sentence, _, *lines = result_page(METRICS, "breakout-lrp-r0.50-s0", 0.95).splitlines()
+    sentence, _, *lines = result_page(METRICS, "breakout-lrp-r0.50-s0", 0.95, "maps.png").splitlines()
     assert sentence == (
         "The student of **breakout-lrp-r0.50-s0** keeps 98.8 % of its teacher's return, is 683.40 x smaller and 1.84 x "
         "as fast."
@@ -151,6 +151,7 @@ def test_the_page_has_both_tables_and_a_sentence() -> None:
     assert f"| parameters | 1,687,206 | {DASH} | {DASH} | 57,070 |" in lines
     assert "| as files, in ONNX Runtime | teacher | student | student in int8 |" in lines
     assert f"| return kept | {DASH} | 98.8 % | 50.0 % |" in lines
+    assert lines[-1] == "![Relevance maps of teacher and student](maps.png)"
 
 
 def test_without_an_int8_file_there_is_no_column_for_it() -> None:

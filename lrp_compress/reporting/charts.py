@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from xml.dom import minidom
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,14 +21,65 @@ from lrp_compress.search.objectives import dominates
 COLOURS = (KEPT, ACCENT, "#3a8f5c", "#b07c1f", "#7a4fa3", "#4a4a4a", "#1f9aa8")
 KEPT_LABEL = "return kept"
 MARGIN = 0.5  # of the return kept, shown beyond the means
+WIDTH, HEIGHT = 5.2, 3.7  # inches; a phone's screen shows little smaller text
+POINT = "point-"
+TARGET = 10  # points across that answer to mouse and finger around a point
+AXES = re.compile(r"matplotlib\.axis|legend|text")
 
 
-def as_svg(figure: Figure) -> str:
-    """Draw a figure as SVG, text as text, to stand in a page."""
+@dataclass(frozen=True)
+class Point:
+    """What a point of a chart is called, and where on the page it leads."""
+
+    name: str
+    address: str
+
+
+def as_svg(figure: Figure, points: Sequence[Point] = ()) -> str:
+    """Draw a figure as SVG, text as text, to stand in a page.
+
+    Parameters
+    ----------
+    figure : Figure
+        The chart.
+    points : sequence of Point
+        By their numbers in the chart. They become links that are named; around them, what only an eye can use is
+        hidden from screen readers.
+    """
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    document = minidom.parseString(buffer.getvalue())
+    (drawing,) = document.getElementsByTagName("svg")
+    for group in drawing.getElementsByTagName("g"):
+        name = group.getAttribute("id")
+        if name.startswith(POINT):
+            _link(document, group, points[int(name.removeprefix(POINT))])
+        elif points and AXES.match(name):
+            group.setAttribute("aria-hidden", "true")
+        if name:
+            group.removeAttribute("id")  # another chart of the page has it as well
+    return str(drawing.toxml())
+
+
+def _link(document: minidom.Document, group: minidom.Element, point: Point) -> None:
+    """Put what is drawn for a point into a link, its name beside it."""
+    link, title = document.createElement("a"), document.createElement("title")
+    for name, value in (("href", point.address), ("class", "point"), ("aria-label", point.name)):
+        link.setAttribute(name, value)
+    title.appendChild(document.createTextNode(point.name))
+    for part in (title, *group.childNodes):
+        link.appendChild(part)
+    group.appendChild(link)
+
+
+def _mark(axis: Any, number: int, x: float, y: float) -> None:
+    """Let the place of a point answer to mouse, finger and keyboard."""
+    axis.plot(x, y, "o", markersize=TARGET, alpha=0, zorder=9, gid=f"{POINT}{number}")
+
+
+def _legend_above(axis: Any, columns: int) -> None:
+    axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=columns, columnspacing=1)
 
 
 def front_chart(
@@ -58,9 +112,13 @@ def front_chart(
     Figure
         With the teacher as a cross, and an interval at every point.
     """
-    figure, axis = chart(6.4, 4.2)
-    points = [(group.mean(metric), group.kept.mean, group.kept.low, group.kept.high) for group in groups]
-    points = [point for point in points if np.isfinite(point).all()]
+    figure, axis = chart(WIDTH, HEIGHT)
+    points = []
+    for number, group in enumerate(groups):
+        point = (group.mean(metric), group.kept.mean, group.kept.low, group.kept.high)
+        if np.isfinite(point).all():
+            points.append(point)
+            _mark(axis, number, *point[:2])
     on_front = [_on_front(point, points, maximize, floor) for point in points]
     for point, front in sorted(zip(points, on_front, strict=True), key=lambda pair: pair[1]):
         x, y, low, high = point
@@ -70,8 +128,12 @@ def front_chart(
     line = sorted(point for point, front in zip(points, on_front, strict=True) if front)
     axis.plot([p[0] for p in line], [p[1] for p in line], color=KEPT, linewidth=1, alpha=0.5)
     if confirmed:
-        own = [(metrics[metric], metrics["student/return_kept"]) for metrics in confirmed if metric in metrics]
-        axis.plot(*zip(*own, strict=True), "*", color=ACCENT, markersize=11, zorder=6, label="confirmed")
+        for number, metrics in enumerate(confirmed, start=len(groups)):
+            if metric in metrics:
+                place = metrics[metric], metrics["student/return_kept"]
+                axis.plot(*place, "*", color=ACCENT, markersize=11, zorder=6)
+                _mark(axis, number, *place)
+        axis.plot([], [], "*", color=ACCENT, markersize=9, label="confirmed")
     teacher = 1.0 if metric.endswith("speedup") else groups[0].mean(metric.replace("student/", "teacher/"))
     axis.plot(teacher, 1.0, "x", color="black", markersize=9, markeredgewidth=2, zorder=5, label="teacher")
     if floor is not None:
@@ -85,7 +147,7 @@ def front_chart(
         axis.xaxis.set_minor_locator(NullLocator())
     axis.set_xlabel(label)
     _kept_axis(axis, [point[1] for point in points])
-    axis.legend(frameon=False, fontsize=8)
+    _legend_above(axis, 4)
     return figure
 
 
@@ -110,9 +172,13 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
     Figure
         Where no criterion has two sizes, the criteria are beside each other.
     """
-    figure, axis = chart(6.4, 4.2)
+    figure, axis = chart(WIDTH, HEIGHT)
     names = list(dict.fromkeys(group.records[0].criterion for group in groups))
     beside = len(names) == len(groups)
+    for number, group in enumerate(groups):
+        place = names.index(group.records[0].criterion) if beside else group.mean("student/params_kept")
+        if np.isfinite([place, group.kept.mean]).all():
+            _mark(axis, number, float(place), group.kept.mean)
     for i, name in enumerate(names):
         own = [group for group in groups if group.records[0].criterion == name and np.isfinite(group.kept.mean)]
         own.sort(key=lambda group: group.mean("student/params_kept"))
@@ -128,10 +194,11 @@ def criteria_chart(groups: Sequence[Group], joined: bool) -> Figure:
     if beside:
         axis.set_xticks(range(len(names)), labels=names)
         axis.set_xlim(-0.6, len(names) - 0.4)
+        axis.tick_params("x", rotation=30 if len(names) > 4 else 0)
     else:
         axis.set_xlabel("parameters kept")
         axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        _legend_above(axis, 4)
     _kept_axis(axis, [group.kept.mean for group in groups])
     return figure
 
@@ -144,9 +211,10 @@ def ladder_chart(groups: Sequence[Group]) -> Figure:
     groups : sequence of Group
         All with int8 files.
     """
-    figure, axis = chart(6.4, 3.6)
+    figure, axis = chart(WIDTH, HEIGHT)
     ladder = [(group.mean("int8/compression"), group.int8_kept) for group in groups if group.int8_kept]
-    for smaller, kept in ladder:  # no line: several may be of one size
+    for number, (smaller, kept) in enumerate(ladder):  # no line: several may be of one size
+        _mark(axis, number, smaller, kept.mean)
         axis.plot([smaller, smaller], [kept.low, kept.high], color=KEPT, linewidth=1.2, alpha=0.8)
         axis.plot(smaller, kept.mean, "o", color=KEPT, markersize=6)
     ticks = {f"{smaller:,.0f}": smaller for smaller, _ in ladder}
@@ -162,7 +230,7 @@ def ladder_chart(groups: Sequence[Group]) -> Figure:
 def widths_chart(records: Sequence[Record], labels: Sequence[str]) -> Figure:
     """Draw how many channels each layer of some students has left, as a share of its teacher's."""
     layers = list(records[0].teacher_widths)
-    figure, axis = chart(6.4, 0.5 + 0.32 * len(layers) * max(2, len(records)) / 2 + 1)
+    figure, axis = chart(WIDTH, 0.5 + 0.32 * len(layers) * max(2, len(records)) / 2 + 1)
     height = 0.8 / len(records)
     for i, (record, label) in enumerate(zip(records, labels, strict=True)):
         for j, layer in enumerate(layers):
@@ -173,10 +241,10 @@ def widths_chart(records: Sequence[Record], labels: Sequence[str]) -> Figure:
             axis.annotate(str(width), (width / whole, y), (3, 0), textcoords="offset points", fontsize=7, va="center")
     axis.set_yticks(range(len(layers)), labels=[f"{layer} ({records[0].teacher_widths[layer]})" for layer in layers])
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.08)
+    axis.set_xlim(0, 1.12)
     axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
     axis.set_xlabel("channels left")
-    axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend_above(axis, 2)
     return figure
 
 

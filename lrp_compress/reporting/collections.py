@@ -45,6 +45,8 @@ class Collection:
         The page's heading.
     records : list of Record
         The runs, at least one.
+    tracking : TrackingConfig
+        The MLflow store that has them.
     study : Study or None
         The study they belong to.
     front : sequence of mapping
@@ -53,6 +55,7 @@ class Collection:
 
     title: str
     records: list[Record]
+    tracking: TrackingConfig
     study: Study | None = None
     front: Sequence[Mapping[str, Any]] = ()
 
@@ -67,7 +70,7 @@ def from_folder(folder: Path, elsewhere: Elsewhere) -> Collection:
     """
     records = find_runs(folder)
     if not (folder / STUDY).exists():
-        return Collection(folder.name, records)
+        return Collection(folder.name, records, elsewhere.tracking)
     try:
         named = read_json(folder / STUDY)
         study, front = load_study(named["study"], named["storage"]), _front(folder)
@@ -77,10 +80,10 @@ def from_folder(folder: Path, elsewhere: Elsewhere) -> Collection:
         raise UserError(
             f"{folder / STUDY} is damaged ({error}); run the study's command again, or remove it"
         ) from error
-    return Collection(folder.name, records, study, front)
+    return Collection(folder.name, records, elsewhere.tracking, study, front)
 
 
-def from_folders(folders: Sequence[Path]) -> Collection:
+def from_folders(folders: Sequence[Path], elsewhere: Elsewhere) -> Collection:
     """Collect the runs of several folders, each run once.
 
     Raises
@@ -89,7 +92,7 @@ def from_folders(folders: Sequence[Path]) -> Collection:
         If one of them holds no finished run, or a file is damaged.
     """
     records = {record.folder.name: record for folder in folders for record in find_runs(folder)}
-    return Collection(", ".join(folder.name for folder in folders), list(records.values()))
+    return Collection(", ".join(folder.name for folder in folders), list(records.values()), elsewhere.tracking)
 
 
 def from_study(name: str, storage: str, elsewhere: Elsewhere) -> Collection:
@@ -104,7 +107,7 @@ def from_study(name: str, storage: str, elsewhere: Elsewhere) -> Collection:
     records = read_runs(_located(_run_dirs(study), elsewhere))
     if not records:
         raise UserError(f"study {name} has no finished run on this machine or in {elsewhere.tracking.uri}")
-    return Collection(name, records, study, _front(records[0].folder.parent))
+    return Collection(name, records, elsewhere.tracking, study, _front(records[0].folder.parent))
 
 
 def from_filter(wanted: str, elsewhere: Elsewhere) -> Collection:
@@ -123,7 +126,7 @@ def from_filter(wanted: str, elsewhere: Elsewhere) -> Collection:
             f"{wanted}: {len(folders)} finished runs in {elsewhere.tracking.uri}, none of them a compression whose "
             "files are there or on this machine; name another filter or another --tracking store"
         )
-    return Collection(wanted, records)
+    return Collection(wanted, records, elsewhere.tracking)
 
 
 def _run_dirs(study: Study) -> list[str]:

@@ -1,7 +1,8 @@
-"""The report of a sweep that has ended: in its folder and in MLflow."""
+"""The report of a sweep that has ended: in its folder and in MLflow, there in an experiment for reports."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from rich.console import Console
@@ -13,9 +14,13 @@ from lrp_compress.reporting.page import TABLE, write_report
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 
+REPORTS = "-reports"  # ends the name of the experiment that holds the reports of another's sweeps
+
 
 def report_sweep(folder: Path, elsewhere: Elsewhere, console: Console) -> None:
-    """Write the report of a sweep into its folder, and keep it in MLflow as a run of its own.
+    """Write the report of a sweep into its folder, and keep it in MLflow.
+
+    A report is no run among runs: it is an entry of the experiment ``NAME-reports``, where ``NAME`` is the runs'.
 
     Parameters
     ----------
@@ -33,11 +38,12 @@ def report_sweep(folder: Path, elsewhere: Elsewhere, console: Console) -> None:
         return
     page = write_report(collection, folder)
     console.print(f"report    {page}", soft_wrap=True)
+    runs = elsewhere.tracking
     with open_run(
-        elsewhere.tracking,
-        name=f"report of {folder.name}",
+        dataclasses.replace(runs, experiment=f"{runs.experiment}{REPORTS}"),
+        name=folder.name,
         config_hash=f"report-{value_digest(folder.name)[:8]}",
-        tags={"sweep": folder.name, "kind": "report"},
+        tags={"sweep": folder.name},
         params={},
         again=True,
         journal=Journal(folder / JOURNAL),

@@ -19,6 +19,7 @@ from lrp_compress.config import INCIDENTAL
 from lrp_compress.errors import UserError
 from lrp_compress.files import read_json
 from lrp_compress.resume import STAGES
+from lrp_compress.tracking.journal import JOURNAL, recorded_as
 
 # What reading a damaged file raises.
 DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError)
@@ -42,6 +43,8 @@ class Record:
         Episodic returns of ``teacher``, ``student`` and, where there is one, its ``int8`` file.
     widths, teacher_widths : dict of str to int
         Channels per hidden layer of student and teacher.
+    run_id : str
+        The run's id in MLflow; empty if it was not recorded there.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Record:
     returns: dict[str, NDArray[np.float64]]
     widths: dict[str, int]
     teacher_widths: dict[str, int]
+    run_id: str
 
     @property
     def seed(self) -> int:
@@ -175,10 +179,11 @@ def _read(folder: Path) -> Record | None:
         last = max(stages.glob("step-*"), key=lambda step: int(step.name.removeprefix("step-")))
         kept = {str(name): len(own) for name, own in read_json(last / "plan.json")["keep"].items()}
         scores = {str(name): len(own) for name, own in read_json(stages / "step-1" / "scores.json")["scores"].items()}
+        run_id = recorded_as(folder / JOURNAL)
     except (*DAMAGED, yaml.YAMLError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{folder} is damaged ({reason}); run it again with force=true, or remove it") from error
-    return Record(folder, settings, metrics, returns, kept, scores)
+    return Record(folder, settings, metrics, returns, kept, scores, run_id)
 
 
 def _returns(path: Path) -> NDArray[np.float64]:

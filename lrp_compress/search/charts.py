@@ -30,7 +30,7 @@ def hypervolume_chart(study: Study) -> Figure | None:
     reference = losses.max(axis=0)
     feasible = np.array([_feasible(study, trial) for trial in trials])
     volumes = [_area(losses[: i + 1][feasible[: i + 1]], reference) for i in range(len(trials))]
-    figure, axis = chart(6.4, 3)
+    figure, axis = chart(5.2, 3)
     axis.step(range(1, len(volumes) + 1), volumes, where="post", color=KEPT)
     axis.set_xlabel("complete trials")
     axis.set_ylabel("hypervolume")
@@ -60,7 +60,7 @@ def importance_chart(study: Study) -> Figure | None:
     dimensions = list(dict.fromkeys(name for own in shares.values() for name in own))
     if not dimensions:
         return None
-    figure = Figure(figsize=(6.4, 0.6 + 0.34 * len(dimensions)), layout="constrained")
+    figure = Figure(figsize=(5.2, 0.6 + 0.34 * len(dimensions)), layout="constrained")
     panels: Any = figure.subplots(1, len(shares), sharey=True, squeeze=False)[0]
     for axis, (name, own) in zip(panels, shares.items(), strict=True):
         axis.barh(range(len(dimensions)), [own.get(one, 0.0) for one in dimensions], color=KEPT)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
 from lrp_compress.files import write_json
+from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import finished_runs, import_mlflow
 from lrp_compress.tracking.stores import resolve_uri
 
@@ -115,6 +116,7 @@ def download_folder(run_dir: str, folder: Path, config: TrackingConfig) -> Path:
     if not (local / RESULT).exists():
         for artifact in (".hydra", "stages", "figures"):
             download(f"runs:/{run.info.run_id}/{artifact}", local, config)
+        Journal(local / JOURNAL).hand_over(run.info.run_id, 0)
         write_json(local / RESULT, run.data.metrics)
     return local
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from lrp_compress.files import file_digest, told_damaged, value_digest
 
 JOURNAL = "tracking.jsonl"  # within a folder of a run or a sweep
 ENDED = "ended"
+HANDED_TO = re.compile(r'^\{"run_id": "(\w+)"', re.MULTILINE)
 # What each kind of record has beside its name and value.
 KINDS: dict[str, set[str]] = {
     "metric": {"step", "timestamp"},
@@ -19,6 +21,7 @@ KINDS: dict[str, set[str]] = {
     "param": set(),
     "artifact": {"path", "folder"},
     "image": {"path", "step"},
+    "model": {"path", "example", "agent"},
 }
 
 
@@ -130,6 +133,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         path.unlink()
         return []
     return lines
+
+
+def recorded_as(path: Path) -> str:
+    """Give the MLflow run that a journal's records went to; empty if there is none. The file is left as it is."""
+    handed = HANDED_TO.findall(path.read_text(errors="replace")) if path.is_file() else []
+    return str(handed[-1]) if handed else ""
 
 
 def _key(record: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from lrp_compress.processes import git_state, owner, process_lives, sigterm_exit
 from lrp_compress.tracking.journal import Journal
 from lrp_compress.tracking.stores import check_answers, check_database, database_file, locked, resolve_uri
 from lrp_compress.tracking.tracker import MlflowTracker, Tracker, failures_of_stores, set_tags
+from lrp_compress.tracking.views import VIEW, VIEW_TAG, runs_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,6 +39,7 @@ MESSAGE_CHARS = 300
 MOST_RUNS = 50_000  # that MLflow gives at once
 LOCAL_UI = "http://127.0.0.1:5000"
 RUNS_VIEW = "?workflowType=machine_learning"  # without it MLflow opens a page for language-model traces
+SHOWN_AS = f"viewStateShareKey={VIEW}"
 
 
 def check_store(config: TrackingConfig) -> None:
@@ -181,12 +183,17 @@ def training_view(config: TrackingConfig, sweep: str = "") -> str:
     uri = resolve_uri(config.uri)
     with _existing_experiment(config) as found:
         page = f"/#/experiments/{found[1]}/runs{RUNS_VIEW}" if found else ""
-    if page and sweep:
-        page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}"
+    if page:  # MLflow takes a filter or a view
+        page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}" if sweep else f"&{SHOWN_AS}"
     address = f"{_ui(config, uri)}{page}"
     if database_file(uri) is None:
         return address
     return f"mlflow ui --backend-store-uri {shlex.quote(uri)}\n{address}"
+
+
+def run_page(config: TrackingConfig, run_id: str) -> str:
+    """Say where a run can be looked at, without asking the store; empty if nothing is recorded."""
+    return f"{_ui(resolve_uri(config.uri))}/#/runs/{run_id}{RUNS_VIEW}" if config.uri and run_id else ""
 
 
 def _shown(git: Mapping[str, str]) -> dict[str, str]:
@@ -263,7 +270,7 @@ def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
         # MLflow's own choice hangs on the folder of the process that happens to come first.
         location = (path.parent / "mlartifacts").as_uri() if path else None
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags={VIEW_TAG: runs_view()}))
         except MlflowException:  # a process of another machine or container may have come first
             experiment = client.get_experiment_by_name(name)
             if experiment is None:
@@ -273,6 +280,8 @@ def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
             f"tracking.experiment={name} was deleted; choose another name or run "
             f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` with MLFLOW_TRACKING_URI={uri}"
         )
+    if experiment.tags.get(VIEW_TAG) != runs_view():
+        client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, runs_view())
     return str(experiment.experiment_id)
 
 

@@ -8,11 +8,13 @@ import logging
 import math
 import sqlite3
 import time
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrp_compress.tracking.journal import Journal, content_digest
+from lrp_compress.tracking.models import log_onnx
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What MLflow takes in one request: one for many metrics is some hundred times cheaper than one each.
-BATCHES = {"metric": 1000, "param": 100, "tag": 100, "artifact": 1, "image": 1}
+BATCHES = {"metric": 1000, "param": 100, "tag": 100, "artifact": 1, "image": 1, "model": 1}
 PARAM_CHARS = 6000  # of a parameter's value that MLflow takes
 
 DESCRIPTION = "mlflow.note.content"  # tag that MLflow shows on top of a run's page, as Markdown
@@ -75,6 +77,25 @@ class Tracker:
         step : int
             Position of the image on the slider.
         """
+
+    def model(self, file: Path, name: str, example: Path, agent: Path) -> None:
+        """Log an ONNX file as a model of the run, which ``models:/`` loads and serves.
+
+        Parameters
+        ----------
+        file : Path
+            The file; one input and one output, with any number of rows.
+        name : str
+            The model's, e.g. ``student``; one of the run that is called so is replaced.
+        example : Path
+            A ``.npy`` file with a batch that it can be tried with.
+        agent : Path
+            The same agent's own file, put beside it: ``teacher.source=models:/…`` reads that.
+        """
+
+    def address_of(self, artifact: str) -> str:
+        """Say where a picture among the run's artifacts is, for Markdown in the run's description."""
+        return artifact
 
     def flush(self) -> None:
         """Write the buffered metrics to the store."""
@@ -139,6 +160,14 @@ class MlflowTracker(Tracker):
         self._journal.add("image", key, content_digest(image), step=step, path=str(image.absolute()))
         self.flush()
 
+    def model(self, file: Path, name: str, example: Path, agent: Path) -> None:
+        path, tried, own = (str(one.absolute()) for one in (file, example, agent))
+        self._journal.add("model", name, content_digest(file), path=path, example=tried, agent=own)
+        self.flush()
+
+    def address_of(self, artifact: str) -> str:
+        return f"get-artifact?path={urllib.parse.quote(artifact, safe='')}&run_uuid={self.run_id}"
+
     def flush(self) -> None:
         if self._refused_at is None or time.monotonic() - self._refused_at > RETRY_SECONDS:
             self._hand_over()
@@ -191,6 +220,9 @@ class MlflowTracker(Tracker):
             logger.warning("%s is gone and can no longer be recorded", records[0]["path"])
         elif kind == "artifact":
             client.log_artifact(run_id, records[0]["path"], records[0]["folder"])
+        elif kind == "model":
+            files = (Path(records[0][file]) for file in ("path", "example", "agent"))
+            log_onnx(client, run_id, records[0]["name"], *files)
         else:
             import PIL.Image
 

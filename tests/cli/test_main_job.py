@@ -69,9 +69,9 @@ def run_folder(folder: Path) -> Path:
     return found
 
 
-def runs(folder: Path) -> list[Run]:
+def runs(folder: Path, experiment: str = "lrp_compress") -> list[Run]:
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+    return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id]))
 
 
 def comparable(metrics: dict[str, float]) -> dict[str, float]:
@@ -175,6 +175,8 @@ def test_mlflow_has_the_contract(undisturbed: tuple[Path, str]):
     assert [point.step for point in client.get_metric_history(run.info.run_id, "prune/ratio_reached")] == [1, 2]
     top = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id)}
     assert {"student.safetensors", "figures", "stages", "evaluation", "export", "images", ".hydra"} <= top
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.name, model.source_run_id, model.status.value) == ("student", run.info.run_id, "READY")
     images = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "images")]
     for key in ("relevance~maps", "relevance~channels", "returns~episodes", "distill~curve"):
         assert any(key in path for path in images)
@@ -186,7 +188,15 @@ def test_mlflow_shows_the_result_on_the_runs_page(undisturbed: tuple[Path, str])
     page = (run_folder(folder) / "result.md").read_text()
     assert page.startswith("The student of **breakout-lrp-r0.50-s0** keeps ")
     assert page.count("| return kept |") == 2
-    assert run.data.tags["mlflow.note.content"] == page
+    shown = f"get-artifact?path=figures%2Frelevance-maps-small.png&run_uuid={run.info.run_id}"
+    assert run.data.tags["mlflow.note.content"] == page.replace("figures/relevance-maps.png", shown)
+    with Image.open(run_folder(folder) / "figures" / "relevance-maps-small.png") as maps:
+        assert maps.width == 800
+    sections = sorted({name.rpartition("/")[0] for name in run.data.metrics})
+    assert sections[0] == "at_a_glance"  # MLflow shows them in this order
+    for figure in ("return_kept", "return_mean", "size_bytes", "speedup"):
+        assert run.data.metrics[f"at_a_glance/{figure}"] == run.data.metrics[f"student/{figure}"]
+        assert run.data.metrics[f"at_a_glance/{figure}_int8"] == run.data.metrics[f"int8/{figure}"]
     assert run.data.tags["mlflow.source.name"] == "lrp_compress"
     assert run.data.tags["mlflow.source.git.commit"] == run.data.tags["git_sha"]
     assert f"/runs/{run.info.run_id}?workflowType=machine_learning" in printed
@@ -330,15 +340,16 @@ def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob
     assert sorted(run.info.run_name for run in runs(tmp_path)) == [
         "breakout-random-r0.50-s0",
         "breakout-weight_l1-r0.50-s0",
-        f"report of {sweep_name}",
     ]
+    (report,) = runs(tmp_path, "lrp_compress-reports")
+    assert report.info.run_name == sweep_name
     page = (tmp_path / "multirun" / sweep_name / "report.html").read_text()
     assert page.count("<svg") == 4
     cached = sorted(path.name.split("-")[0] for path in (tmp_path / "outputs" / "cache").iterdir())
     assert cached == ["SHA256SUMS", "evaluation", "rollouts"]
     again = main_job(tmp_path, *sweep)
     assert again.count("has finished before") == 2
-    assert len(runs(tmp_path)) == 3
+    assert (len(runs(tmp_path)), len(runs(tmp_path, "lrp_compress-reports"))) == (2, 1)
 
 
 def test_a_job_that_fails_in_another_process_does_not_cost_the_report(forks: Forks, tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import random
 import shutil
@@ -19,11 +20,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import pytest
 
 import lrp_compress
+from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
+from lrp_compress.agents.networks import PolicyNetwork
+from lrp_compress.agents.sources import local_file
 from lrp_compress.config import TrackingConfig
+from lrp_compress.deployment.onnx_models import save_float
+from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from lrp_compress.errors import UserError
 from lrp_compress.processes import process_start
 from lrp_compress.tracking import runs as tracking
@@ -162,6 +169,36 @@ def test_finished_run_holds_everything(config: TrackingConfig, tmp_path: Path) -
         == f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{tracker.run_id}{tracking.RUNS_VIEW}"
     )
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_model_is_loaded_by_its_address_as_the_file_decides(
+    config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    network = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "q", 6).eval()
+    agent = Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(network.widths)))
+    file, example, own = (tmp_path / name for name in ("student.onnx", "example.npy", "student.safetensors"))
+    save_agent(own, agent)
+    save_float(file, agent)
+    observations = np.random.default_rng(0).integers(0, 256, (5, 4, 84, 84), dtype=np.uint8)
+    np.save(example, observations[:1])
+    for _ in range(2):  # what a run records once more takes the place of what it had
+        with open_run(config, again=True) as tracker:
+            tracker.model(file, "student", example, own)
+    (model,) = client_of(config).search_logged_models([get(config, tracker.run_id).info.experiment_id])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(config.uri))
+    for address in (f"models:/{model.model_id}", f"runs:/{tracker.run_id}/student"):
+        loaded = mlflow.pyfunc.load_model(address)
+        np.testing.assert_array_equal(loaded.predict(observations)["outputs"], OnnxPolicy(file).run(observations))
+    (taken,) = loaded.metadata.signature.inputs.inputs
+    assert (taken.type, taken.shape) == (np.dtype("uint8"), (-1, 4, 84, 84))
+    np.testing.assert_array_equal(loaded.input_example, observations[:1])
+    for wrong in (observations[:, :3], observations / 255):
+        with pytest.raises(mlflow.exceptions.MlflowException):
+            loaded.predict(wrong)
+    source = local_file(f"models:/{model.model_id}", tmp_path / "cache", config)
+    assert source.read_bytes() == own.read_bytes()  # a student is a teacher, too
 
 
 def test_store_has_a_write_ahead_log(config: TrackingConfig, tmp_path: Path) -> None:
@@ -451,6 +488,9 @@ def test_training_view_of_a_database(config: TrackingConfig) -> None:
         pass
     experiment = get(config, tracker.run_id).info.experiment_id
     page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?workflowType=machine_learning"
+    page += "&viewStateShareKey=at_a_glance"
+    view = json.loads(client_of(config).get_experiment(experiment).tags["mlflow.sharedViewState.at_a_glance"])
+    assert view["selectedColumns"][0] == "metrics.`at_a_glance/return_kept`"
     assert tracking.training_view(config).splitlines() == [command, page]
 
 
@@ -527,10 +567,11 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     files = sorted(path.suffix for path in (tmp_path / "files").rglob(f"{tracker.run_id}/artifacts/**/*.*"))
     assert files == [".json", ".png", ".webp"]
     page = f"{server}/#/experiments/{run.info.experiment_id}"
-    assert tracking.training_view(config) == f"{page}/runs?workflowType=machine_learning"
+    view = "?workflowType=machine_learning&viewStateShareKey=at_a_glance"
+    assert tracking.training_view(config) == f"{page}/runs{view}"
     seen = f"http://localhost:8080/#/experiments/{run.info.experiment_id}"
     from_outside = dataclasses.replace(config, ui="http://localhost:8080/")
-    assert tracking.training_view(from_outside) == f"{seen}/runs?workflowType=machine_learning"
+    assert tracking.training_view(from_outside) == f"{seen}/runs{view}"
     with open_run(from_outside, params={"a": 3}) as other:
         assert other.address == f"{seen}/runs/{other.run_id}{tracking.RUNS_VIEW}"
     assert continued.address == f"{page}/runs/{tracker.run_id}{tracking.RUNS_VIEW}"
