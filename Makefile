@@ -3,7 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test check docs
+.PHONY: help install run test quick check docs
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -20,6 +20,9 @@ run: $(STAMP)  ## compress the Breakout agent to half its channels
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
+
+quick: check  ## in about a minute what a change is likely to break: checks, and tests that play no games
+	$(BIN)/python -m pytest -m "not slow"
 
 check: $(STAMP)  ## check format, lint and types
 	$(BIN)/ruff format --check .
