@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime
 
 options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 1  # a decision is too small to share
 options.add_session_config_entry("session.x64quantprecision", "1")  # int8 computes exactly, on every processor alike
 session = onnxruntime.InferenceSession(sys.argv[1], options)
 about = session.get_modelmeta().custom_metadata_map

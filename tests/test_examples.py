@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.deployment.onnx_models import save_float
+from tests.cli.commands import environment
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EXAMPLE = EXAMPLES / "play_onnx.py"
@@ -30,7 +34,9 @@ ALONE = "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'gymnasiu
 def test_an_exported_agent_plays_without_this_package(tmp_path: Path) -> None:
     save_float(tmp_path / "agent.onnx", load_agent(teachers_dir() / "breakout.safetensors"))
     run = f"sys.argv = ['play', 'agent.onnx', '3']; runpy.run_path({str(EXAMPLE)!r})"
-    done = subprocess.run([sys.executable, "-c", ALONE + run], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE + run], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     score = re.fullmatch(r"breakout, float32: (\d+) points", done.stdout.strip())
     assert score

@@ -14,6 +14,8 @@ import pytest
 
 import lrp_compress
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import read_json
 from lrp_compress.resume import RESULT, STAGES, run_once
 from lrp_compress.tracking.tracker import Tracker
+from tests.cli.forks import Forks
 
 WORKS = """
 import sys, time
@@ -75,14 +75,14 @@ def test_a_damaged_record_is_made_again_from_the_stages(
     assert run(config, tmp_path) == []
 
 
-def test_a_folder_is_one_process_at_a_time_also_under_force(tmp_path: Path) -> None:
+def test_a_folder_is_one_process_at_a_time_also_under_force(forks: Forks, tmp_path: Path) -> None:
     config = composed()
     run(config, tmp_path)
-    with subprocess.Popen([sys.executable, "-c", WORKS, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout
-        assert other.stdout.readline() == "claimed\n"
+    with forks.start("-c", [WORKS, str(tmp_path)], tmp_path) as other:
+        assert other.first_line() == "claimed"
         with pytest.raises(UserError, match="another process works in"):
             run(composed("force=true"), tmp_path)
         assert (tmp_path / STAGES / "one.json").exists()
-        other.kill()
+        other.send_signal(signal.SIGKILL)
+        other.wait()
     assert run(config, tmp_path) == []

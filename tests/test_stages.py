@@ -22,6 +22,8 @@ from lrp_compress.tracking.tracker import Tracker
 from tests.compression.test_tuning import WIDTHS as WIDTHS_BY_HEAD
 from tests.compression.test_tuning import played, small_network
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = WIDTHS_BY_HEAD["policy"]
 
 

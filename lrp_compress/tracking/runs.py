@@ -193,7 +193,7 @@ def training_view(config: TrackingConfig, sweep: str = "") -> str:
 
 def run_page(config: TrackingConfig, run_id: str) -> str:
     """Say where a run can be looked at, without asking the store; empty if nothing is recorded."""
-    return f"{_ui(resolve_uri(config.uri))}/#/runs/{run_id}{RUNS_VIEW}" if config.uri and run_id else ""
+    return f"{_ui(config, resolve_uri(config.uri))}/#/runs/{run_id}{RUNS_VIEW}" if config.uri and run_id else ""
 
 
 def _shown(git: Mapping[str, str]) -> dict[str, str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,6 +13,7 @@ import pytest
 from lrp_compress.agents.sources import local_file
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError
+from tests.cli.forks import Forks
 
 CONTENT = b"an agent's file" * 1000
 
@@ -54,7 +52,8 @@ def hub() -> Iterator[str]:
     server.server_close()
 
 
-def ask(source: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def ask(forks: Forks, tmp_path: Path) -> Callable[[str, str], str]:
     """Fetch a source in a process of its own: the hub's client reads its address when it is imported."""
     code = (
         "import sys, pathlib; from lrp_compress.agents.sources import local_file; "
@@ -62,18 +61,21 @@ def ask(source: str, endpoint: str, home: Path) -> subprocess.CompletedProcess[s
         "try: print(local_file(sys.argv[1], pathlib.Path('cache'), TrackingConfig(None, 'e', 2.0)))\n"
         "except UserError as error: print('refused:', error)"
     )
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "no_proxy": "127.0.0.1"}
-    command = [sys.executable, "-c", code, source]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+
+    def answer(source: str, endpoint: str) -> str:
+        variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+        return forks.run("-c", [code, source], tmp_path, **variables).stdout
+
+    return answer
 
 
 @pytest.mark.parametrize("source", ["hf://org/repo/folder/agent.zip", "hf://org/repo@v1/folder/agent.zip"])
-def test_the_hubs_file(tmp_path: Path, hub: str, source: str):
-    path = Path(ask(source, hub, tmp_path).stdout.strip())
+def test_the_hubs_file(ask: Callable[[str, str], str], hub: str, source: str):
+    path = Path(ask(source, hub).strip())
     assert path.name == "agent.zip"
     assert path.read_bytes() == CONTENT
     unreachable = "http://127.0.0.1:9"
-    assert ask(source, unreachable, tmp_path).stdout.strip() == str(path)  # from its cache
+    assert ask(source, unreachable).strip() == str(path)  # from its cache
 
 
 @pytest.mark.parametrize(
@@ -84,27 +86,27 @@ def test_the_hubs_file(tmp_path: Path, hub: str, source: str):
         ("hf://org", "incomplete; write hf://ORG/REPO/FILE"),
     ],
 )
-def test_what_the_hub_does_not_have(tmp_path: Path, hub: str, source: str, expected: str):
-    answer = ask(source, hub, tmp_path).stdout
+def test_what_the_hub_does_not_have(ask: Callable[[str, str], str], hub: str, source: str, expected: str):
+    answer = ask(source, hub)
     assert answer.startswith("refused: ")
     assert expected in answer
     assert answer.count("\n") == 1
 
 
-def test_a_hub_that_does_not_answer(tmp_path: Path):
-    answer = ask("hf://org/repo/agent.zip", "http://127.0.0.1:9", tmp_path).stdout
+def test_a_hub_that_does_not_answer(ask: Callable[[str, str], str]):
+    answer = ask("hf://org/repo/agent.zip", "http://127.0.0.1:9")
     assert "http://127.0.0.1:9 does not answer within 2 s" in answer
     assert "give its path" in answer
     assert answer.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrackingConfig, str]:
+def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], Path]) -> tuple[TrackingConfig, str]:
     """A store with one run that has an agent, a folder of two agents, and a registered version of the agent."""
     folder = tmp_path_factory.mktemp("store")
     (folder / "student.safetensors").write_bytes(CONTENT)
     (folder / "other.zip").write_bytes(CONTENT)
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = f"sqlite:///{new_store(folder / 'mlflow.db')}"
     client = mlflow.MlflowClient(uri)
     experiment = client.create_experiment("e", artifact_location=(folder / "artifacts").as_uri())
     run = client.create_run(experiment).info.run_id

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import ale_py
 import gymnasium
@@ -18,6 +18,10 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.envs import PROTOCOLS, AtariEnvs, Protocol, Step, envs_for
 from lrp_compress.errors import UserError
+from lrp_compress.processes import process_start
+from tests.cli.forks import Forks
+
+pytestmark = pytest.mark.slow
 
 BREAKOUT_ACTIONS = ["NOOP", "FIRE", "RIGHT", "LEFT"]
 
@@ -325,7 +329,7 @@ def test_an_agent_with_another_number_of_actions(actions: int, action_set: str, 
         envs_for(agent(actions, action_set=action_set), 1, "noop", 0)
 
 
-def test_a_signal_while_a_step_is_awaited_does_not_keep_the_process():
+def test_a_signal_while_a_step_is_awaited_does_not_keep_the_process(forks: Forks, tmp_path: Path):
     program = """
 import numpy
 from lrp_compress.atari.envs import AtariEnvs
@@ -337,15 +341,12 @@ with sigterm_exits(), AtariEnvs("pong", 8, "noop", seed=0) as envs:
         envs.step(numpy.zeros(8, int))
 """
     for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)
-        process.terminate()
-        try:
-            assert process.wait(20) == 143
-        finally:
-            process.kill()
+        with forks.start("-c", [program], tmp_path) as process:
+            assert process.first_line() == "ready"
+            time.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            process.until(lambda: process_start(process.pid) is None)
+            assert process.wait().returncode == 143
 
 
 def test_closing_with_a_step_in_flight():

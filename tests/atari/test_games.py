@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from lrp_compress.atari.acting import ActionRule
 from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.atari.games import Game, play_game, turns
+
+pytestmark = pytest.mark.slow
 
 SAMPLE = ActionRule("sample", 0.0)
 

@@ -10,6 +10,8 @@ from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.envs import AtariEnvs, Step
 from lrp_compress.atari.groups import Emulators, env_groups, reset_groups
 
+pytestmark = pytest.mark.slow
+
 ENVS = 3
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
+from lrp_compress.atari import probing
 from lrp_compress.atari.acting import ActionRule
 from lrp_compress.atari.probing import probe
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = ActionRule("sample", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probing, "ENVS", 8)
+    monkeypatch.setattr(probing, "STEPS", 150)
 
 
 def test_a_trained_agent_is_better_than_random():

@@ -13,10 +13,14 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.atari.acting import ActionRule, act
 from lrp_compress.atari.envs import envs_for
+from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts, stacks
 from lrp_compress.config import RolloutsConfig
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = ActionRule("sample", 0.0)
+EMULATORS = Emulators()  # kept, which nobody can tell (tests/atari/test_groups.py)
 
 
 def agent() -> Agent:
@@ -26,7 +30,7 @@ def agent() -> Agent:
 
 
 def collected(states: int, envs: int, block: int, every: int, seed: int = 3) -> Rollouts:
-    return collect_rollouts(agent(), RolloutsConfig(states, envs, block, every), SAMPLE, "noop", seed)
+    return collect_rollouts(agent(), RolloutsConfig(states, envs, block, every), SAMPLE, "noop", seed, EMULATORS)
 
 
 @pytest.fixture(scope="module")

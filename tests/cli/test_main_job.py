@@ -41,22 +41,23 @@ SMALL = [
     "criterion.batch_size=16",
     "repair.strength=0.1",
     # a set precision, because a measured one may differ from run to run
-    "distill={samples: 4000, step_samples: 500, envs: 8, replay_states: 4096, precision: float32}",
+    "distill={samples: 2000, step_samples: 300, batch_size: 128, envs: 4, replay_states: 2048, precision: float32}",
     "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
-    "quantize={states: 4, min_agreement: 0.2, distill: always, samples: 500}",
+    "quantize={states: 4, min_agreement: 0.2, distill: always, samples: 300}",
     "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
 ]
 UNDISTILLED = ["prune=one_shot", "prune.steps=1", "distill.samples=0", "quantize=none", "export=[]"]
-
-
+UNDISTILLED += ["prune.evaluate=false", "latency.rounds=1", "latency.max_rounds=1"]
 COMMAND = [sys.executable, "-m", "lrp_compress", *SMALL]
 
 
 @pytest.fixture
-def main_job(forks: Forks) -> MainJob:
+def main_job(forks: Forks, new_store: Callable[[Path], Path]) -> MainJob:
     """Return a function that does the small job with further arguments in a folder, and gives what it has printed."""
 
     def run(folder: Path, *extra: str) -> str:
+        if not (folder / "mlflow.db").exists():
+            new_store(folder / "mlflow.db")
         done = forks.run("lrp_compress", [*SMALL, *extra], folder)
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -142,7 +143,7 @@ def test_distillation_moved_the_student(undisturbed: tuple[Path, str]):
     assert not repaired.conv2.weight.equal(pruned.conv2.weight)
     assert not student.conv1.weight.equal(repaired.conv1.weight)
     curve = json.loads((step / "distillation.json").read_text())["curve"]
-    assert curve[-1]["samples"] >= 4000
+    assert curve[-1]["samples"] >= 2000
     assert min(check["held_out_loss"] for check in curve) < curve[0]["held_out_loss"]
 
 
@@ -247,7 +248,7 @@ def test_evaluation_metrics_are_those_of_its_episodes(undisturbed: tuple[Path, s
     assert len(evaluation.episodes) == metrics["student/episodes"] == 2
 
 
-def test_again_is_skipped_and_force_runs_again(undisturbed: tuple[Path, str], main_job: MainJob):
+def test_again_is_skipped(undisturbed: tuple[Path, str], main_job: MainJob):
     folder, printed = undisturbed
     start = time.monotonic()
     again = main_job(folder)
@@ -256,37 +257,41 @@ def test_again_is_skipped_and_force_runs_again(undisturbed: tuple[Path, str], ma
     table = printed[printed.index("return mean") :]
     assert table in again
     assert len(runs(folder)) == 1
-    first = json.loads((run_folder(folder) / "result.json").read_text())
-    assert "has finished before" not in main_job(folder, "force=true")
-    assert [run.info.status for run in runs(folder)] == ["FINISHED"] * 2
-    assert comparable(json.loads((run_folder(folder) / "result.json").read_text())) == comparable(first)
 
 
-def kill_when(folder: Path, sign: str, delay: float) -> None:
+def test_force_runs_again(main_job: MainJob, tmp_path: Path):
+    results = []
+    for extra in ([], ["force=true"]):
+        assert "has finished before" not in main_job(tmp_path, *UNDISTILLED, *extra)
+        results.append(comparable(json.loads((run_folder(tmp_path) / "result.json").read_text())))
+    assert [run.info.status for run in runs(tmp_path)] == ["FINISHED"] * 2
+    assert results[0] == results[1]
+
+
+def kill_when(forks: Forks, folder: Path, sign: str, delay: float) -> None:
     """Start the job and kill it with SIGKILL `delay` seconds after a file that matches `sign` has appeared."""
-    with subprocess.Popen(
-        COMMAND, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        limit = time.monotonic() + 120
-        while not list((folder / "outputs").glob(sign)):
-            assert process.poll() is None, f"it ended before {sign} appeared"
-            assert time.monotonic() < limit
-            time.sleep(0.01)
+    with forks.start("lrp_compress", SMALL, folder) as process:
+        process.until(lambda: list((folder / "outputs").glob(sign)))
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+        assert process.wait().returncode == -signal.SIGKILL
 
 
 def test_killed_in_every_stage_it_ends_with_the_same_result(
-    undisturbed: tuple[Path, str], main_job: MainJob, tmp_path: Path
+    undisturbed: tuple[Path, str],
+    main_job: MainJob,
+    forks: Forks,
+    new_store: Callable[[Path], Path],
+    tmp_path: Path,
 ):
+    new_store(tmp_path / "mlflow.db")
     for sign, delay in (
         ("breakout-*/identity.json", 0.1),  # rollouts
         ("breakout-*/stages/step-1/pruned.safetensors", 0.0),  # repair
         ("breakout-*/stages/step-1/repaired.safetensors", 0.5),  # distillation
         ("breakout-*/stages/step-2/student.safetensors", 0.3),  # evaluation
     ):
-        kill_when(tmp_path, sign, delay)
+        kill_when(forks, tmp_path, sign, delay)
         assert not (run_folder(tmp_path) / "result.json").exists()
     printed = main_job(tmp_path)
     assert "prune, step 1: there already, " in printed
@@ -303,7 +308,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_result(
 
 
 def test_nothing_pruned_is_nothing_to_distil(main_job: MainJob, tmp_path: Path):
-    main_job(tmp_path, "prune.ratio=0", "prune.evaluate=false", "quantize=none", "export=[]")
+    main_job(tmp_path, *UNDISTILLED, "distill.samples=2000", "prune.ratio=0")
     student = load_agent(run_folder(tmp_path) / "student.safetensors").network.state_dict()
     teacher = load_agent(teachers_dir() / "breakout.safetensors").network.state_dict()
     assert all(student[name].equal(teacher[name]) for name in teacher)
@@ -352,7 +357,10 @@ def test_sweep_shares_the_teacher_and_is_skipped_when_repeated(main_job: MainJob
     assert (len(runs(tmp_path)), len(runs(tmp_path, "lrp_compress-reports"))) == (2, 1)
 
 
-def test_a_job_that_fails_in_another_process_does_not_cost_the_report(forks: Forks, tmp_path: Path):
+def test_a_job_that_fails_in_another_process_does_not_cost_the_report(
+    forks: Forks, new_store: Callable[[Path], Path], tmp_path: Path
+):
+    new_store(tmp_path / "mlflow.db")
     launcher = ["hydra/launcher=machine", "hydra.launcher.n_jobs=2", "teacher.source=auto,nowhere.safetensors"]
     done = forks.run("lrp_compress", ["-m", *SMALL, *UNDISTILLED, "criterion=weight_l1", *launcher], tmp_path)
     assert done.returncode == 2
@@ -361,12 +369,15 @@ def test_a_job_that_fails_in_another_process_does_not_cost_the_report(forks: For
     assert "breakout-weight_l1" in report.read_text()
 
 
-def test_a_failed_export_costs_no_result_and_is_repeated_alone(forks: Forks, tmp_path: Path):
+def test_a_failed_export_costs_no_result_and_is_repeated_alone(
+    forks: Forks, new_store: Callable[[Path], Path], tmp_path: Path
+):
     own = tmp_path / "own"
     blocked = own / "export" / "onnx"
     blocked.parent.mkdir(parents=True)
     blocked.touch()
-    job = [*SMALL, *UNDISTILLED[:-1], "criterion=weight_l1", "prune.evaluate=false", f"hydra.run.dir={own}"]
+    job = [*SMALL, *UNDISTILLED, "export=[onnx]", "criterion=weight_l1", f"hydra.run.dir={own}"]
+    new_store(tmp_path / "mlflow.db")
     done = forks.run("lrp_compress", job, tmp_path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: export/onnx failed, all else is done")
@@ -398,14 +409,13 @@ def test_a_criterion_of_ones_own_as_the_documentation_has_it(main_job: MainJob, 
     page = (REPOSITORY / "docs" / "extending.md").read_text()
     (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     command = shlex.split(page.partition("python -m lrp_compress game=breakout ")[2].partition("\n")[0])
-    short = [*UNDISTILLED, "prune.evaluate=false", "latency.rounds=1", "latency.max_rounds=1"]
-    main_job(tmp_path, *short, *command)
+    main_job(tmp_path, *UNDISTILLED, *command)
     scores = json.loads((run_folder(tmp_path) / "stages" / "step-1" / "scores.json").read_text())
     teacher = load_agent(teachers_dir() / "breakout.safetensors").network
     expected = teacher.fc1.weight.std(1) / teacher.fc1.weight.std(1).sum()
     torch.testing.assert_close(torch.tensor(scores["scores"]["fc1"]), expected)
     (tmp_path / "mine.py").write_text((tmp_path / "mine.py").read_text() + "\n# changed\n")
-    changed = forks.run("lrp_compress", [*SMALL, *short, *command], tmp_path)
+    changed = forks.run("lrp_compress", [*SMALL, *UNDISTILLED, *command], tmp_path)
     assert changed.returncode == 2
     assert "holds another run, made with other settings or another agent" in changed.stderr
 
@@ -453,5 +463,6 @@ def test_untrained_agents_of_another_library_under_the_same_name(main_job: MainJ
     assert refused.returncode == 2
     assert "holds another run, made with other settings or another agent" in refused.stderr
     assert scores.read_text() == first
-    assert "has finished before" not in main_job(tmp_path, *job, "force=true")
-    assert scores.read_text() != first
+    with forks.start("lrp_compress", [*SMALL, *job, "force=true"], tmp_path) as again:
+        again.until(lambda: scores.exists() and scores.read_text() != first)
+        assert "has finished before" not in again.told()[0]

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lrp_compress.cli import sweep_folder
-from tests.cli.commands import Command, environment
+from tests.cli.commands import Command
+from tests.cli.forks import Forks
 
-FAKE = str(Path(__file__).with_name("fake_pipeline.py"))
+FAKE = "tests.cli.fake_pipeline"
 
 
 @pytest.fixture
-def fake(tmp_path: Path) -> Command:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, FAKE, *arguments]
-        return subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-
-    return run
+def fake(lrp_compress: Command) -> Command:
+    return functools.partial(lrp_compress, module=FAKE)
 
 
 def folders(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str]]:
@@ -115,19 +112,15 @@ def test_interrupt_ends_the_whole_sweep(fake: Command):
     assert done.returncode == 130
 
 
-def test_sigterm_closes_what_is_open(tmp_path: Path):
-    command = [sys.executable, FAKE, "game=breakout", "seed=4"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), text=True, **pipes) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline().startswith("run ")
-        assert process.stdout.readline().endswith(" at work\n")  # at once, although it is a pipe
-        assert process.stdout.readline() == "open\n"
+def test_sigterm_closes_what_is_open(forks: Forks, tmp_path: Path):
+    with forks.start(FAKE, ["game=breakout", "seed=4"], tmp_path) as process:
+        process.until(lambda: process.told()[0].endswith("open\n"))
+        assert re.fullmatch(r"run .*\n.* at work\nopen\n", process.told()[0])  # at once, although it is a file
         process.send_signal(signal.SIGTERM)
-        assert process.stdout.read() == "closed\n"
-        assert process.stderr.read() == "terminated; the same command goes on from what has finished\n"
-    assert process.returncode == 143
+        done = process.wait()
+    assert done.stdout.endswith("open\nclosed\n")
+    assert done.stderr == "terminated; the same command goes on from what has finished\n"
+    assert done.returncode == 143
 
 
 @pytest.mark.parametrize(

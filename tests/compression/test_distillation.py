@@ -18,6 +18,7 @@ from lrp_compress.agents.inference import batched_outputs, dense_values
 from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.atari.acting import ActionRule
+from lrp_compress.atari.groups import Emulators
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import ChannelScores
@@ -28,8 +29,11 @@ from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.config import DistillConfig, PruneConfig, RolloutsConfig
 from lrp_compress.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = ActionRule("sample", 0.0)
 WIDTHS = {"conv1": 8, "conv2": 12, "conv3": 12, "fc1": 48}
+EMULATORS = Emulators()  # kept, which nobody can tell (tests/atari/test_groups.py)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,10 @@ def distilled(
     **changes: Any,
 ) -> tuple[Distillation, list[Progress]]:
     heard: list[Progress] = []
-    result = distill(student, kept, teacher, play, configured(**changes), samples, rule, "noop", seed, heard.append)
+    config = configured(**changes)
+    result = distill(
+        student, kept, teacher, play, config, samples, rule, "noop", seed, heard.append, emulators=EMULATORS
+    )
     return result, heard
 
 

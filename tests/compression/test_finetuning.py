@@ -22,6 +22,8 @@ from lrp_compress.compression.trajectories import Trajectories, trajectories
 from lrp_compress.config import FinetuneConfig
 from lrp_compress.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 BLOCK = 4 * 8  # steps
 
 

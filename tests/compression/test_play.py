@@ -17,7 +17,10 @@ from lrp_compress.atari.acting import ActionRule
 from lrp_compress.atari.groups import Emulators
 from lrp_compress.compression.play import Player
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = ActionRule("sample", 0.0)
+EMULATORS = Emulators()  # kept, which nobody can tell (tests/atari/test_groups.py)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,7 @@ def played(
     envs: int = 5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Observations and labels, step by step."""
-    with Emulators().groups(teacher, envs, "noop", seed) as groups:
+    with EMULATORS.groups(teacher, envs, "noop", seed) as groups:
         player = Player(teacher, hinted, groups, rule, epsilon, seed, torch.float32)
         visited = player.play(actor, steps - 3) + player.play(actor, 3)
     assert all(step.first.all() == (not number) for number, step in enumerate(visited))  # no game is over so soon

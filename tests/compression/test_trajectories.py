@@ -17,6 +17,8 @@ from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.compression.trajectories import Trajectories, trajectories
 from lrp_compress.seeding import stage_seed
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"cpu": 1e-5, "cuda": 1e-3}  # of logits; a GPU multiplies with TF32's 10 bits
 
 

@@ -17,6 +17,8 @@ from lrp_compress.compression.tuning import Effort, Exam, tune
 from lrp_compress.config import CriterionConfig, PruneConfig
 from lrp_compress.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = {
     "policy": {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16},
     "q": {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16, "fc2": 8},

@@ -17,6 +17,8 @@ from lrp_compress.deployment.onnx_models import save_int8
 from lrp_compress.deployment.onnx_sessions import OnnxPolicy
 from tests.deployment.exact import exact_outputs
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("game", "per_channel"), [("road_runner", True), ("freeway", False)])
 def test_a_played_teacher_computes_exactly(tmp_path: Path, game: str, per_channel: bool):

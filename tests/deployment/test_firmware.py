@@ -26,6 +26,8 @@ from lrp_compress.errors import UserError
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.int8_files import SMALL, observations, write_int8
 
+pytestmark = pytest.mark.slow
+
 BOARD = BOARDS["lm3s6965evb"]
 LOOP, FAULT = "for (;;) {}", "__builtin_trap();"
 

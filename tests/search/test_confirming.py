@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from lrp_compress.files import read_json
 from lrp_compress.pipeline import find_teacher
 from lrp_compress.search.confirming import Candidate, confirm_front
 from lrp_compress.tracking.runs import open_run
+
+pytestmark = pytest.mark.slow
 
 SEARCH = SearchConfig(
     "mine", "sqlite:///studies.db", SpaceConfig(), ["return_kept", "speedup"], None, "random", 0, 2, 1, 2, 10
@@ -42,7 +45,10 @@ def config(folder: Path, ratio: float) -> Config:
         )
 
 
-def test_a_student_that_is_not_here_is_fetched_or_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_student_that_is_not_here_is_fetched_or_left_out(
+    tmp_path: Path, new_store: Callable[[Path], Path], caplog: pytest.LogCaptureFixture
+):
+    new_store(tmp_path / "mlflow.db")
     fetched, lost = (
         Candidate(number, [1.0, 1.0], config(tmp_path, ratio), Path(f"/elsewhere/{number}"))
         for number, ratio in enumerate((0.3, 0.5))

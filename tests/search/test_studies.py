@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import subprocess
-import sys
+import signal
 import tempfile
 import threading
 import time
@@ -27,7 +27,8 @@ from lrp_compress.errors import GivenUp, UserError
 from lrp_compress.processes import owner
 from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts, open_study, storage_answers
 from lrp_compress.search.trials import run_trials
-from tests.cli.commands import environment
+from tests.cli.commands import REPOSITORY
+from tests.cli.forks import Forks
 
 METRICS = {"student/return_kept": 0.8, "student/speedup": 2.0, "student/speedup_spread": 0.1}
 Ends = Callable[[int], dict[str, float]]
@@ -177,7 +178,7 @@ def test_an_interrupted_trial_is_queued_again(config: SearchConfig):
     assert study.trials[1].user_attrs[RETRY_OF] == 0
 
 
-def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, tmp_path: Path):
+def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, forks: Forks, tmp_path: Path):
     config = shared
     code = (
         "import sys, time\n"
@@ -190,14 +191,12 @@ def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, tmp_pa
         "run_trials(open_study(config, {'space': 'a'}), config, [{'prune.ratio': 0.5}], ratio, launch)\n"
     )
     OmegaConf.save(OmegaConf.structured(config), tmp_path / "search.yaml")
-    command = [sys.executable, "-c", code, str(tmp_path / "search.yaml")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as worker:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "0\n"
+    with forks.start("-c", [code, str(tmp_path / "search.yaml")], REPOSITORY) as worker:
+        assert worker.first_line() == "0"
         study = open_study(config, {"space": "a"})
         close_dead(study, config)
         assert states(study) == ["RUNNING"]
-        worker.kill()
+        worker.send_signal(signal.SIGKILL)
     study, _ = run(config, lambda number: METRICS)
     assert states(study) == ["FAIL"] + ["COMPLETE"] * 4
     assert study.trials[1].user_attrs[RETRY_OF] == 0  # the first of the four
@@ -255,34 +254,24 @@ def test_a_silent_worker_of_another_host_is_taken_for_dead(config: SearchConfig)
     assert states(study) == ["FAIL"]
 
 
-def test_workers_that_begin_at_once_share_a_new_database(shared: SearchConfig, tmp_path: Path):
+def test_workers_that_begin_at_once_share_a_new_database(shared: SearchConfig, forks: Forks, tmp_path: Path):
     config = shared
     code = (
-        "import sys\n"
+        "import sys, time\n"
         "from tests.search.test_studies import *\n"
         "from lrp_compress.checks import check_search\n"
         "config = check_search(OmegaConf.to_container(OmegaConf.load(sys.argv[1])))\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.readline()\n"
+        "while not Path(sys.argv[2]).exists(): time.sleep(0.001)\n"
         "run(config, lambda number: METRICS)\n"
     )
     OmegaConf.save(OmegaConf.structured(dataclasses.replace(config, n_trials=10)), tmp_path / "search.yaml")
-    command = [sys.executable, "-c", code, str(tmp_path / "search.yaml")]
-    workers = [
-        subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-        )
-        for _ in range(4)
-    ]
-    for worker in workers:
-        assert worker.stdout is not None
-        assert worker.stdout.readline() == "ready\n"
-    for worker in workers:
-        assert worker.stdin is not None
-        worker.stdin.write("go\n")
-        worker.stdin.flush()
-    ends = [(worker.communicate(timeout=120)[1], worker.returncode) for worker in workers]
-    assert [code for _, code in ends] == [0] * 4, ends
+    begin = tmp_path / "begin"
+    job = [code, str(tmp_path / "search.yaml"), str(begin)]
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(forks.start("-c", job, REPOSITORY)) for _ in range(4)]
+        begin.touch()
+        ends = [worker.wait() for worker in workers]
+    assert [end.returncode for end in ends] == [0] * 4, ends
     study = open_study(config, {"space": "a"})
     complete = [trial for trial in study.trials if trial.state == TrialState.COMPLETE]
     assert len(complete) == 10

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import sqlite3
@@ -16,7 +15,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,48 +35,35 @@ from lrp_compress.processes import process_start
 from lrp_compress.tracking import runs as tracking
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.tracker import BUFFER_METRICS, MlflowTracker
+from tests.cli.forks import Fork, Forks
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
 
-# What a process of its own runs: open the run, buffer a metric, say so, and do what the last argument says.
+# What a process of its own does: open the run, buffer a metric, say so, and do what the last argument says.
 CHILD = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
+from pathlib import Path
 from lrp_compress.tracking import runs as tracking
 from lrp_compress.config import TrackingConfig
 
 uri, config_hash, action = sys.argv[1:]
-if action == "gate":
-    import mlflow
-    print("ready", flush=True)
-    sys.stdin.readline()
+while action == "end" and not Path("begin").exists():
+    time.sleep(0.001)
 config = TrackingConfig(uri=uri, experiment="test", timeout_s=5)
 with tracking.open_run(config, name="child", config_hash=config_hash, tags={}, params={"a": 1}) as tracker:
     tracker.metrics({"loss": 0.5}, step=7)
     if action == "flush":
         tracker.flush()
     print(tracker.run_id, flush=True)
-    if action != "gate":
+    if action != "end":
         time.sleep(60)
 """
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, to be copied: making them takes seconds."""
-    folder = tmp_path_factory.mktemp("template")
-    config = TrackingConfig(uri=f"sqlite:///{folder}/new.db", experiment="template", timeout_s=5)
-    with tracking.open_run(config, name="first", config_hash="0", tags={}, params={}):
-        pass
-    with contextlib.closing(sqlite3.connect(folder / "new.db")) as database:
-        database.execute(f"vacuum into '{folder}/template.db'")
-    return folder / "template.db"
-
-
 @pytest.fixture
-def config(template: Path, tmp_path: Path) -> TrackingConfig:
-    shutil.copy(template, tmp_path / "mlflow.db")
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
+def config(new_store: Callable[[Path], Path], tmp_path: Path) -> TrackingConfig:
+    return TrackingConfig(uri=f"sqlite:///{new_store(tmp_path / 'mlflow.db')}", experiment="test", timeout_s=5)
 
 
 def client_of(config: TrackingConfig) -> Any:
@@ -96,26 +82,14 @@ def open_run(config: TrackingConfig, config_hash: str = "abc", **more: Any) -> A
     )
 
 
-@contextlib.contextmanager
-def child(uri: str, config_hash: str, action: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CHILD, uri, config_hash, action],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+@pytest.fixture
+def child(forks: Forks, tmp_path: Path) -> Callable[[str, str, str], Fork]:
+    """Return a function that starts a process with a run of its own."""
 
+    def start(uri: str, config_hash: str, action: str) -> Fork:
+        return forks.start("-c", [CHILD, uri, config_hash, action], tmp_path)
 
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+    return start
 
 
 # --- the check before the work ---------------------------------------------------------------------------------------
@@ -323,24 +297,22 @@ def test_store_that_fails_does_not_hide_the_error(config: TrackingConfig, caplog
     assert f"run {tracker.run_id} could not be recorded as FAILED" in caplog.text
 
 
-def test_sigterm_ends_a_run_as_killed(config: TrackingConfig) -> None:
-    assert config.uri is not None
+def test_sigterm_ends_a_run_as_killed(config: TrackingConfig, child: Callable[..., Fork]) -> None:
     with child(config.uri, "abc", "sleep") as process:
-        run_id = line(process)
+        run_id = process.first_line()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 143
+        assert process.wait().returncode == 143
     run = get(config, run_id)
     assert run.info.status == "KILLED"
     assert run.data.metrics == {"loss": 0.5}
 
 
-def test_run_of_a_dead_process_is_closed_and_continued(config: TrackingConfig) -> None:
-    assert config.uri is not None
+def test_run_of_a_dead_process_is_closed_and_continued(config: TrackingConfig, child: Callable[..., Fork]) -> None:
     with child(config.uri, "abc", "flush") as process:
-        run_id = line(process)
+        run_id = process.first_line()
         with pytest.raises(UserError, match=rf"is already running \(pid {process.pid}\)"), open_run(config):
             pass
-        process.kill()
+        process.send_signal(signal.SIGKILL)
         # Not waited for: its entry in the process table stays, as under a parent that never asks.
         deadline = time.monotonic() + 10
         while process_start(process.pid) is not None and time.monotonic() < deadline:
@@ -396,8 +368,8 @@ def test_deleted_experiment_is_refused(config: TrackingConfig) -> None:
     assert "/experiments/" not in tracking.training_view(config)
 
 
-def test_store_of_another_mlflow_is_refused_in_one_line(template: Path, tmp_path: Path) -> None:
-    path = shutil.copy(template, tmp_path / "old.db")
+def test_store_of_another_mlflow_is_refused_in_one_line(new_store: Callable[[Path], Path], tmp_path: Path) -> None:
+    path = new_store(tmp_path / "old.db")
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("update alembic_version set version_num = 'older'")
     old = TrackingConfig(uri=f"sqlite:///{path}", experiment="test", timeout_s=5)
@@ -407,16 +379,15 @@ def test_store_of_another_mlflow_is_refused_in_one_line(template: Path, tmp_path
 
 
 @pytest.mark.parametrize(("number", "later"), [(signal.SIGKILL, 0.0), (signal.SIGTERM, 0.6), (signal.SIGINT, 0.3)])
-def test_a_store_whose_making_is_cut_off_does_no_harm(tmp_path: Path, number: signal.Signals, later: float) -> None:
+def test_a_store_whose_making_is_cut_off_does_no_harm(
+    tmp_path: Path, child: Callable[..., Fork], number: signal.Signals, later: float
+) -> None:
     config = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
-    with child(str(config.uri), "abc", "flush") as process:
-        deadline = time.monotonic() + 60
-        while not any(part.stat().st_size for part in tmp_path.glob(".mlflow.*.part.db")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+    with child(config.uri, "abc", "flush") as process:
+        process.until(lambda: any(part.stat().st_size for part in tmp_path.glob(".mlflow.*.part.db")))
         time.sleep(later)
         process.send_signal(number)
-        process.wait(30)
+        process.wait()
     with open_run(config) as tracker:
         tracker.metrics({"loss": 1.0})
     assert get(config, tracker.run_id).info.status == "FINISHED"
@@ -457,20 +428,13 @@ def test_overwritten_pages_of_a_store_never_end_in_a_traceback(
             use()
 
 
-def test_four_processes_set_up_one_new_store(tmp_path: Path) -> None:
+def test_four_processes_set_up_one_new_store(tmp_path: Path, child: Callable[..., Fork]) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
     with contextlib.ExitStack() as stack:
-        processes = [stack.enter_context(child(uri, str(index), "gate")) for index in range(4)]
-        assert [line(process) for process in processes] == ["ready"] * 4
-        ends = []
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        for process in processes:
-            _, noise = process.communicate(timeout=60)
-            ends.append((process.returncode, noise))
-    assert ends == [(0, "")] * 4
+        processes = [stack.enter_context(child(uri, str(index), "end")) for index in range(4)]
+        (tmp_path / "begin").touch()
+        ends = [process.wait() for process in processes]
+    assert [(end.returncode, end.stderr) for end in ends] == [(0, "")] * 4
     config = TrackingConfig(uri=uri, experiment="test", timeout_s=5)
     client = client_of(config)
     runs = client.search_runs([client.get_experiment_by_name("test").experiment_id])
@@ -502,8 +466,8 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def server(template: Path, tmp_path: Path, free_port: int) -> Iterator[str]:
-    shutil.copy(template, tmp_path / "served.db")
+def server(new_store: Callable[[Path], Path], tmp_path: Path, free_port: int) -> Iterator[str]:
+    new_store(tmp_path / "served.db")
     with serving(tmp_path, free_port):
         yield f"http://127.0.0.1:{free_port}"
 
@@ -528,7 +492,7 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     )
     uri = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not _answers(uri):
             assert process.poll() is None
             assert time.monotonic() < deadline
@@ -579,11 +543,15 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_a_server_that_hangs_does_not_hold_the_run_up_and_is_told_later(
-    template: Path, tmp_path: Path, free_port: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    new_store: Callable[[Path], Path],
+    tmp_path: Path,
+    free_port: int,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    shutil.copy(template, tmp_path / "served.db")
+    new_store(tmp_path / "served.db")
     config = TrackingConfig(uri=f"http://127.0.0.1:{free_port}", experiment="test", timeout_s=5)
     (tmp_path / "plan.json").write_text("{}")
     path = tmp_path / "run" / JOURNAL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,23 +27,26 @@ from lrp_compress.training.algorithms import begin_with, make_learner
 from lrp_compress.training.checkpoint import restore, save_checkpoint
 from lrp_compress.training.learning import agent_of, learn, make_envs
 from lrp_compress.training.policies import FastNatureCNN
+from lrp_compress.training.vec_env import AtariVecEnv
 
-SMALL = {
-    "ppo": ["++train.hyperparameters.n_steps=16", "++train.hyperparameters.batch_size=32"],
-    "dqn": ["++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"],
-    "qrdqn": [
-        *("++train.hyperparameters.learning_starts=64", "++train.hyperparameters.buffer_size=1000"),
-        "++train.hyperparameters.n_quantiles=16",
-    ],
+pytestmark = pytest.mark.slow
+
+STEPS, POINT = 128, 32  # of a training, and between two points of its curves
+HYPERPARAMETERS: dict[str, dict[str, int]] = {
+    "ppo": {"n_steps": 8, "n_epochs": 2, "batch_size": 16},
+    "dqn": {"learning_starts": 32, "buffer_size": 500, "batch_size": 8},
+    "qrdqn": {"learning_starts": 32, "buffer_size": 500, "batch_size": 8, "n_quantiles": 16},
 }
 
 
 def config(algorithm: str = "ppo", *overrides: str) -> TrainConfig:
     register_schemas()
     OmegaConf.register_new_resolver("run_folder", str, replace=True)
-    small = [f"train={algorithm}", "train.envs=4", "train.steps=256", "train.log_every=64", "train.precision=float32"]
+    small = [f"train={algorithm}", "train.envs=4", f"train.steps={STEPS}", f"train.log_every={POINT}"]
+    small += ["train.precision=float32"]
+    small += [f"++train.hyperparameters.{name}={value}" for name, value in HYPERPARAMETERS[algorithm].items()]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=["+game=breakout", *small, *SMALL[algorithm], *overrides])
+        cfg = compose("train", overrides=["+game=breakout", *small, *overrides])
     return check_config(cfg, TrainConfig)
 
 
@@ -60,18 +64,24 @@ def no_look(agent: Agent, steps: int) -> dict[str, float]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def env() -> Iterator[AtariVecEnv]:
+    """Give Breakout to learners that only look at its spaces."""
+    with contextlib.closing(make_envs(config(), 0)) as made:
+        yield made
+
+
 def pixels(count: int = 8) -> torch.Tensor:
     return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def test_every_algorithm_has_its_file():
-    assert options("train") == sorted(SMALL)
+    assert options("train") == sorted(HYPERPARAMETERS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_features_are_those_of_stable_baselines3(dtype: torch.dtype):
-    with contextlib.closing(make_envs(config(), 0)) as env:
-        space = env.observation_space
+def test_features_are_those_of_stable_baselines3(env: AtariVecEnv, dtype: torch.dtype):
+    space = env.observation_space
     torch.manual_seed(0)
     fast, plain = FastNatureCNN(space, dtype, True), NatureCNN(space)
     plain.load_state_dict(fast.state_dict())
@@ -95,18 +105,17 @@ class Trained:
     agent: Agent
 
 
-@pytest.fixture(scope="module", params=sorted(SMALL))
+@pytest.fixture(scope="module", params=sorted(HYPERPARAMETERS))
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     settings, checkpoint = config(request.param), tmp_path_factory.mktemp("trained") / "checkpoint.pt"
     return Trained(settings, checkpoint, learn(settings, checkpoint, Tracker(), no_look))
 
 
-def test_the_agent_computes_what_its_learner_does(trained: Trained):
+def test_the_agent_computes_what_its_learner_does(env: AtariVecEnv, trained: Trained):
     settings, agent, algorithm = trained.settings, trained.agent, trained.settings.train.algorithm
-    with contextlib.closing(make_envs(settings, 0)) as env:
-        learner = make_learner(settings.train, env, "cpu", 0)
-        restore(learner, load_state(trained.checkpoint) or {})
-    assert learner.num_timesteps == 256
+    learner = make_learner(settings.train, env, "cpu", 0)
+    restore(learner, load_state(trained.checkpoint) or {})
+    assert learner.num_timesteps == STEPS
     observations = pixels()
     with torch.no_grad():
         if algorithm == "ppo":
@@ -118,29 +127,26 @@ def test_the_agent_computes_what_its_learner_does(trained: Trained):
             expected, own = learner.policy.quantile_net(observations).mean(1), agent.network(observations)
     torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
     assert agent.network.head_kind == ("policy" if algorithm == "ppo" else "q")
-    assert agent.info.lineage["steps"] == 256
+    assert agent.info.lineage["steps"] == STEPS
 
 
-def test_ppo_learns_from_pixels_what_it_would_from_floats():
-    with contextlib.closing(make_envs(config(), 0)) as env:
-        policy: Any = make_learner(config().train, env, "cpu", 0).policy
+def test_ppo_learns_from_pixels_what_it_would_from_floats(env: AtariVecEnv):
+    policy: Any = make_learner(config().train, env, "cpu", 0).policy
     fast = policy.extract_features(pixels())
     torch.testing.assert_close(fast, ActorCriticCnnPolicy.extract_features(policy, pixels()))
     assert fast.requires_grad
 
 
-def test_the_number_of_quantiles_can_be_set():
-    with contextlib.closing(make_envs(config("qrdqn"), 0)) as env:
-        learner = make_learner(config("qrdqn").train, env, "cpu", 0)
-        assert learner.policy.state_dict()["quantile_net.quantile_net.0.weight"].shape == (16 * env.actions, 512)
+def test_the_number_of_quantiles_can_be_set(env: AtariVecEnv):
+    learner = make_learner(config("qrdqn").train, env, "cpu", 0)
+    assert learner.policy.state_dict()["quantile_net.quantile_net.0.weight"].shape == (16 * env.actions, 512)
 
 
-def test_a_training_can_start_with_an_agent(trained: Trained):
+def test_a_training_can_start_with_an_agent(env: AtariVecEnv, trained: Trained):
     settings, agent = trained.settings, trained.agent
-    with contextlib.closing(make_envs(settings, 0)) as env:
-        learner = make_learner(settings.train, env, "cpu", 5)
-        begin_with(learner, agent, "it")
-        begun = agent_of(learner, settings).network.state_dict()
+    learner = make_learner(settings.train, env, "cpu", 5)
+    begin_with(learner, agent, "it")
+    begun = agent_of(learner, settings).network.state_dict()
     for name, tensor in agent.network.state_dict().items():
         torch.testing.assert_close(begun[name], tensor, msg=name)
     state = learner.policy.state_dict()
@@ -151,7 +157,7 @@ def test_a_training_can_start_with_an_agent(trained: Trained):
 def test_an_agent_knows_what_it_started_from(trained: Trained, tmp_path: Path):
     agent = learn(trained.settings, tmp_path / "checkpoint.pt", Tracker(), no_look, trained.agent)
     assert agent.info.lineage["started_from"] == trained.agent.info.lineage
-    assert agent.info.lineage["steps"] == 256
+    assert agent.info.lineage["steps"] == STEPS
 
 
 @pytest.mark.parametrize(
@@ -166,18 +172,16 @@ def test_an_agent_knows_what_it_started_from(trained: Trained, tmp_path: Path):
         (PolicyNetwork(NATURE_WIDTHS | {"fc2": 8}, "q", 4), "Stable-Baselines3 DQN learns a Nature CNN"),
     ],
 )
-def test_an_agent_that_cannot_be_started_from(network: PolicyNetwork, message: str):
+def test_an_agent_that_cannot_be_started_from(env: AtariVecEnv, network: PolicyNetwork, message: str):
     agent = Agent(network, AgentInfo("breakout", "minimal", False, {}, all_channels(network.widths)))
-    with contextlib.closing(make_envs(config("dqn"), 0)) as env:
-        learner = make_learner(config("dqn").train, env, "cpu", 0)
-        with pytest.raises(UserError, match=message) as raised:
-            begin_with(learner, agent, "it")
+    learner = make_learner(config("dqn").train, env, "cpu", 0)
+    with pytest.raises(UserError, match=message) as raised:
+        begin_with(learner, agent, "it")
     assert "\n" not in str(raised.value)
 
 
-def test_learning_changes_every_layer(trained: Trained):
-    with contextlib.closing(make_envs(trained.settings, 0)) as env:
-        before = agent_of(make_learner(trained.settings.train, env, "cpu", 0), trained.settings)
+def test_learning_changes_every_layer(env: AtariVecEnv, trained: Trained):
+    before = agent_of(make_learner(trained.settings.train, env, "cpu", 0), trained.settings)
     for name, tensor in before.network.state_dict().items():
         assert not torch.equal(tensor, trained.agent.network.state_dict()[name]), name
 
@@ -185,14 +189,14 @@ def test_learning_changes_every_layer(trained: Trained):
 @pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
 def test_a_stopped_training_goes_on_where_its_checkpoint_is(algorithm: str, tmp_path: Path):
     checkpoint = tmp_path / "checkpoint.pt"
-    settings = config(algorithm, "train.checkpoint_minutes=0", "train.evaluate_every=100")
+    settings = config(algorithm, "train.checkpoint_minutes=0", "train.evaluate_every=50")
     notes = Notes()
 
     class Stop(Exception):
         pass
 
     def stop(agent: Agent, steps: int) -> dict[str, float]:
-        if steps > 128:
+        if steps > STEPS // 2:
             raise Stop
         return {"eval/return_mean": float(steps)}
 
@@ -201,13 +205,13 @@ def test_a_stopped_training_goes_on_where_its_checkpoint_is(algorithm: str, tmp_
     saved = load_state(checkpoint)
     assert saved is not None
     done = saved["counters"]["num_timesteps"]
-    assert 64 <= done < 256
+    assert POINT <= done < STEPS
     assert max(step for step, _ in notes.points) <= done
     agent = learn(settings, checkpoint, notes, no_look)
-    assert agent.info.lineage["steps"] == 256
+    assert agent.info.lineage["steps"] == STEPS
     steps = [step for step, values in notes.points if "time/steps_per_s" in values]
     assert steps == sorted(set(steps))  # no point twice
-    assert {step // 64 for step in steps} == {1, 2, 3, 4}  # and no gap
+    assert {step // POINT for step in steps} == {1, 2, 3, 4}  # and no gap
     assert any("eval/return_mean" in values for _, values in notes.points)
 
 
@@ -219,11 +223,10 @@ def test_the_entropy_of_ppo_counts_less_and_less(tmp_path: Path):
 
 
 @pytest.mark.parametrize("trained", ["dqn"], indirect=True)
-def test_a_checkpoint_holds_everything(trained: Trained, tmp_path: Path):
-    with contextlib.closing(make_envs(trained.settings, 0)) as env:
-        learner = make_learner(trained.settings.train, env, "cpu", 0)
-        restore(learner, load_state(trained.checkpoint) or {})
-        save_checkpoint(tmp_path / "two.pt", learner, [1.0, 2.0])
+def test_a_checkpoint_holds_everything(env: AtariVecEnv, trained: Trained, tmp_path: Path):
+    learner = make_learner(trained.settings.train, env, "cpu", 0)
+    restore(learner, load_state(trained.checkpoint) or {})
+    save_checkpoint(tmp_path / "two.pt", learner, [1.0, 2.0])
     one, two = (load_state(path) or {} for path in (trained.checkpoint, tmp_path / "two.pt"))
     assert one["counters"] == two["counters"]
     assert two["returns"] == [1.0, 2.0]
@@ -243,10 +246,9 @@ def test_a_checkpoint_holds_everything(trained: Trained, tmp_path: Path):
         ("train.algorithm=ppoo", "algorithm=ppoo is unknown (did you mean ppo?)"),
     ],
 )
-def test_what_the_algorithm_refuses_is_named_in_one_line(override: str, message: str):
-    settings = config("ppo", override)
-    with contextlib.closing(make_envs(settings, 0)) as env, pytest.raises(UserError) as caught:
-        make_learner(settings.train, env, "cpu", 0)
+def test_what_the_algorithm_refuses_is_named_in_one_line(env: AtariVecEnv, override: str, message: str):
+    with pytest.raises(UserError) as caught:
+        make_learner(config("ppo", override).train, env, "cpu", 0)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 

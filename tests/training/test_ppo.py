@@ -25,12 +25,12 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 TOLERANCE = {"cpu": 1e-4, "cuda": 0.01}  # of what the weights moved
 ENVS, STEPS = 4, 64
 
-pytestmark = pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")]
 
 
 def learner_of(env: AtariVecEnv, device: str) -> AnnealedPPO:
     hyperparameters = {
-        **{"learning_rate": "lin_1e-3", "n_steps": STEPS, "batch_size": 51, "n_epochs": 3},  # its last has one state
+        **{"learning_rate": "lin_1e-3", "n_steps": STEPS, "batch_size": 51, "n_epochs": 2},  # its last has one state
         **{"clip_range": "lin_0.1", "ent_coef": "lin_0.05", "gae_lambda": 0.95, "gamma": 0.99},
     }
     config = LearnerConfig("ppo", None, 1000, ENVS, hyperparameters, 1e-5, False, "float32", 100, 5, 1000, 2)
@@ -107,20 +107,20 @@ def test_drawn_actions_follow_the_policy(env: AtariVecEnv, device: str):
         learner.policy.action_net.bias.copy_(torch.tensor([0.0, 1.0, -1.0, 0.5]))
         observations = torch.from_numpy(env.reset()).to(device)
         counts = torch.zeros(4)
-        for _ in range(1500):
+        for _ in range(400):
             actions, values, log_probs = learner.policy._drawn(observations)
             counts += torch.bincount(actions.cpu(), minlength=4)
         same_values, same_log_probs, _ = learner.policy.evaluate_actions(observations, actions)
         torch.testing.assert_close(values, same_values)
         torch.testing.assert_close(log_probs, same_log_probs)
         expected = learner.policy.outputs(observations)[0].exp().mean(0).cpu()
-    assert torch.allclose(counts / counts.sum(), expected, atol=0.025)  # four standard errors of the commonest
+    assert torch.allclose(counts / counts.sum(), expected, atol=0.05)  # four standard errors of the commonest
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_whole_training_on_the_device_moves_the_policy(env: AtariVecEnv, device: str):
     learner = learner_of(env, device)
     before = learner.policy.action_net.weight.detach().clone()
-    learner.learn(3 * ENVS * STEPS)
+    learner.learn(2 * ENVS * STEPS)
     assert torch.isfinite(learner.policy.action_net.weight).all()
     assert (learner.policy.action_net.weight - before).abs().max() > 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import numpy as np
 import pytest
@@ -13,9 +14,12 @@ from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.training.replay import FrameReplayBuffer
 from lrp_compress.training.vec_env import AtariVecEnv
 
+pytestmark = pytest.mark.slow
+
 ENVS = 2
 
 
+@functools.cache  # only looked at
 def filled(steps: int, size: int) -> tuple[FrameReplayBuffer, dict[bytes, set[tuple[int, float, float, bytes]]]]:
     """Play at random into a buffer; also every transition by hand, keyed by its observation."""
     rng = np.random.default_rng(0)

@@ -12,6 +12,8 @@ from stable_baselines3.common.vec_env import VecFrameStack
 from lrp_compress.atari.envs import AtariEnvs, Step
 from lrp_compress.training.vec_env import AtariVecEnv
 
+pytestmark = pytest.mark.slow
+
 ENVS = 3
 
 
