@@ -25,6 +25,7 @@ FLOORS = [
             "figures",
             "videos",
             "screen",
+            "tables",
             "summary",
             "resume",
             "training",

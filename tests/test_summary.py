@@ -44,15 +44,15 @@ METRICS: dict[str, float | None] = {
 }
 
 
-def printed(metrics: Mapping[str, float | None], files: bool = False) -> list[str]:
-    console = Console(width=80, color_system=None, force_terminal=False)
+def printed(metrics: Mapping[str, float | None], files: bool = False, width: int = 80) -> list[str]:
+    console = Console(width=width, color_system=None, force_terminal=False)
     with console.capture() as capture:
         console.print(file_table(metrics, 0.95) if files else result_table(metrics, "breakout-lrp-r0.50-s0", 0.95))
     return capture.get().splitlines()
 
 
-def cells(metrics: Mapping[str, float | None], label: str, files: bool = False) -> list[str]:
-    rows = [re.split(r"\s{2,}", line.strip()) for line in printed(metrics, files)]
+def cells(metrics: Mapping[str, float | None], label: str, files: bool = False, width: int = 80) -> list[str]:
+    rows = [re.split(r"\s{2,}", line.strip()) for line in printed(metrics, files, width)]
     (row,) = [row[1:] for row in rows if row[0] == label]
     return row
 
@@ -98,8 +98,8 @@ def test_figures_of_files_are_written_for_people(label: str, expected: list[str]
 
 
 def test_the_interval_is_named_by_its_confidence() -> None:
-    labels = result_table(METRICS, "run", 0.9).columns[0].cells
-    assert "  90 % interval" in list(labels)
+    rows, _ = result_table(METRICS, "run", 0.9).sections
+    assert "  90 % interval" in [label for label, *_ in rows]
 
 
 def test_a_stored_result_prints_the_same_again() -> None:
@@ -126,10 +126,32 @@ def test_nothing_measured_yet() -> None:
 
 
 @pytest.mark.parametrize(
+    ("width", "files", "left_out", "returns", "loading"),
+    [
+        (40, False, "no room for: pruned, repaired", ["401.2", "15,281"], None),
+        (40, True, "no room for: teacher, student", [DASH], ["3.250"]),
+        (60, False, None, ["401.2", "-21.0", DASH, "15,281"], None),
+        (60, True, "no room for: teacher", ["15,281", DASH], [DASH, "3.250"]),
+        (120, False, None, ["401.2", "-21.0", DASH, "15,281"], None),
+        (120, True, None, ["401.2", "15,281", DASH], [DASH, DASH, "3.250"]),
+    ],
+)
+def test_a_narrow_terminal_costs_columns_and_no_digits(
+    width: int, files: bool, left_out: str | None, returns: list[str], loading: list[str] | None
+) -> None:
+    lines = printed(METRICS, files, width)
+    assert max(map(len, lines)) <= width
+    assert [line for line in lines if "room" in line] == ([left_out] if left_out else [])
+    assert cells(METRICS, "return mean", files, width) == returns
+    if loading:
+        assert cells(METRICS, "loading, ms", files, width) == loading
+
+
+@pytest.mark.parametrize(
     ("value", "interval"),
     [(-98_765.4, "-98,765 to -98,765"), (123_456.7, "123.5k to 123.5k"), (1_234_567.8, "1.235M to 1.235M")],
 )
-def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None:
+def test_large_figures_are_never_cut(value: float, interval: str) -> None:
     agents = ("teacher", "pruned", "repaired", "student", "int8")
     large = {f"{agent}/{name.split('/')[1]}": value for agent in agents for name in METRICS}
     large |= {f"{agent}/{end}": 12.345 for agent in agents for end in ("speedup_low", "speedup_high")}
@@ -137,6 +159,8 @@ def test_large_figures_fit_80_columns_uncut(value: float, interval: str) -> None
     assert max(len(line) for line in lines) <= 80
     assert not any("…" in line for line in lines)
     assert cells(large, "95 % interval", files=True) == [interval] * 3
+    assert cells(large, "95 % interval", files=True, width=40) == [interval]
+    assert not any("…" in line for files in (False, True) for line in printed(large, files, 40))
     ends = interval.split(" to ")
     assert [cells(large, label) for label in ("95 % interval", "to")] == [[end] * 4 for end in ends]
 

@@ -6,14 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
-from rich import box
-from rich.table import Table
 
 from lrp_compress.config import SearchConfig
 from lrp_compress.search.confirming import Confirmed
+from lrp_compress.tables import FigureTable
 
 
-def front_table(config: SearchConfig, front: Sequence[Confirmed], trials: Sequence[FrozenTrial]) -> Table:
+def front_table(config: SearchConfig, front: Sequence[Confirmed], trials: Sequence[FrozenTrial]) -> FigureTable:
     """Lay out the front: a row per student, each objective as found in the search and as confirmed.
 
     Parameters
@@ -24,23 +23,28 @@ def front_table(config: SearchConfig, front: Sequence[Confirmed], trials: Sequen
         What was evaluated anew.
     trials : sequence of FrozenTrial
         All trials of the study, to be counted by their ends.
+
+    Returns
+    -------
+    FigureTable
+        In a narrow terminal the trials' numbers and what was confirmed stay longest.
     """
     ends = Counter(trial.state.name.lower() for trial in trials)
     told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
-    table = Table(
-        title=f"{config.study}: {told}", title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False
-    )
-    table.add_column("\ntrial", justify="right")
+    heads = [("", "trial")]
     for name in config.objectives:
-        table.add_column(f"{name}\nfound", justify="right")
-        table.add_column("\nconfirmed", justify="right")
-    table.add_column("stays on\nthe front")
+        heads += [(name, "found"), (name, "confirmed")]
+    heads.append(("stays on", "the front"))
+    rows = []
     for one in sorted(front, key=lambda one: one.values[-1]):
-        cells = []
+        cells = [str(one.candidate.number)]
         for found, confirmed in zip(one.candidate.values, one.values, strict=True):
             cells += [_number(found), _number(confirmed)]
-        table.add_row(str(one.candidate.number), *cells, "yes" if one.stays else "no")
-    return table
+        rows.append([*cells, "yes" if one.stays else "no"])
+    last = len(heads) - 1
+    in_search, anew = range(1, last, 2), range(2, last, 2)
+    dispensable = [*reversed(in_search), last, *reversed(anew[1:])]
+    return FigureTable(f"{config.study}: {told}", heads, [rows], dispensable)
 
 
 def _number(value: float) -> str:
