@@ -3,11 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help install run test check docs image-test
-=======
-.PHONY: help install run test quick check docs
->>>>>>> tests
+.PHONY: help install run test quick check docs image-test
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
@@ -25,14 +21,10 @@ run: $(STAMP)  ## compress the Breakout agent to half its channels
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
 
-<<<<<<< HEAD
-check: $(STAMP)  ## check format, lint, types and the Dockerfile
-=======
 quick: check  ## in about a minute what a change is likely to break: checks, and tests that play no games
 	$(BIN)/python -m pytest -m "not slow"
 
-check: $(STAMP)  ## check format, lint and types
->>>>>>> tests
+check: $(STAMP)  ## check format, lint, types and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

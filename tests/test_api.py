@@ -17,6 +17,8 @@ from lrp_compress.errors import UserError
 from lrp_compress.files import read_json
 from lrp_compress.resume import RESULT
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "rollouts={states: 128, envs: 4, every: 2}",
     "criterion.states=32",
