@@ -171,7 +171,7 @@ def _bars(heights: NDArray[np.floating], width: float, bottom: float, colours: S
     left = np.arange(1, len(heights) + 1) - width / 2
     low = np.full_like(left, bottom)
     corners = np.array([(left, low), (left, heights), (left + width, heights), (left + width, low)])
-    return PolyCollection(corners.transpose(2, 0, 1), facecolors=colours, linewidths=0)
+    return PolyCollection(list(corners.transpose(2, 0, 1)), facecolors=colours, linewidths=0)
 
 
 def learning_curve(path: Path, points: Sequence[tuple[int, float, float]]) -> Path:
