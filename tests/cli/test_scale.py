@@ -47,8 +47,9 @@ def mlflow_server(databases: str, tmp_path: Path) -> Iterator[str]:
         *("--artifacts-destination", str(tmp_path / "artifacts"), "--serve-artifacts"),
     ]
     uri = f"http://127.0.0.1:{port}"
+    variables = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")  # seven more processes, each with its imports
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+        command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     ) as server:
         try:
             deadline = time.monotonic() + 120

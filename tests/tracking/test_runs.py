@@ -443,7 +443,7 @@ def server(new_store: Callable[[Path], Path], tmp_path_factory: pytest.TempPathF
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments, *store],
         cwd=folder,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
