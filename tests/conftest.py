@@ -18,9 +18,9 @@ from tests.cli.forks import Forks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts commands as slow, and let the files of slow tests come first: the others even out the end."""
+    """Mark what starts commands or servers as slow; slow files come first, so that the rest evens out the end."""
     for item in items:
-        if "forks" in getattr(item, "fixturenames", ()):
+        if {"forks", "server"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)

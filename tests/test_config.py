@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ def composed(*overrides: str) -> DictConfig:
     return compose("config", overrides=list(overrides))
 
 
+@functools.cache
 def checked(*overrides: str) -> Config:
     return check_config(composed(*CHOSEN, *overrides), Config)
 

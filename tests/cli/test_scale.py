@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -20,9 +21,10 @@ import pytest
 from optuna.trial import TrialState
 
 from tests.cli.commands import environment
+from tests.cli.forks import Forks
 from tests.cli.test_search import TINY
 
-WORKERS, TRIALS = 3, 4
+WORKERS, TRIALS = 3, 3
 
 
 @pytest.fixture
@@ -45,8 +47,9 @@ def mlflow_server(databases: str, tmp_path: Path) -> Iterator[str]:
         *("--artifacts-destination", str(tmp_path / "artifacts"), "--serve-artifacts"),
     ]
     uri = f"http://127.0.0.1:{port}"
+    variables = environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")  # seven more processes, each with its imports
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
+        command, cwd=tmp_path, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, process_group=0
     ) as server:
         try:
             deadline = time.monotonic() + 120
@@ -66,28 +69,19 @@ def answers(uri: str) -> bool:
         return False
 
 
-def test_workers_share_a_study_and_one_is_killed(databases: str, mlflow_server: str, tmp_path: Path):
+def test_workers_share_a_study_and_one_is_killed(databases: str, mlflow_server: str, forks: Forks, tmp_path: Path):
     storage = databases.replace("NAME", "studies")
     command = [
-        *(sys.executable, "-m", "lrp_compress", *TINY, f"search.storage='{storage}'", f"search.n_trials={TRIALS}"),
+        *(*TINY, f"search.storage='{storage}'", f"search.n_trials={TRIALS}"),
         *("tracking=server", f"tracking.uri={mlflow_server}", "tracking.timeout_s=60"),
     ]
-    workers = [
-        subprocess.Popen(
-            command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(WORKERS)
-    ]
-    victim = workers[0]
-    mine = f"/proc/{victim.pid}"
-    deadline = time.monotonic() + 240
-    while not begun(storage, str(victim.pid)):
-        assert time.monotonic() < deadline
-        assert Path(mine).exists()
-        time.sleep(0.1)
-    victim.send_signal(signal.SIGKILL)
-    ends = [(worker.communicate(timeout=480)[1], worker.returncode) for worker in workers]
-    assert [code for _, code in ends] == [-signal.SIGKILL] + [0] * (WORKERS - 1), ends
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(forks.start("lrp_compress", command, tmp_path)) for _ in range(WORKERS)]
+        victim = workers[0]
+        victim.until(lambda: begun(storage, str(victim.pid)))
+        victim.send_signal(signal.SIGKILL)
+        ends = [worker.wait() for worker in workers]
+    assert [end.returncode for end in ends] == [-signal.SIGKILL] + [0] * (WORKERS - 1), ends
     study = optuna.load_study(study_name="breakout-smoke", storage=storage)
     states = [trial.state for trial in study.trials]
     assert states.count(TrialState.COMPLETE) == TRIALS

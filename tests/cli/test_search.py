@@ -5,37 +5,32 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.cli.commands import Command, environment
+from tests.cli.commands import Command
+from tests.cli.forks import Forks
 
 TINY = (
     *("game=breakout", "experiment=smoke", "search=smoke", "search.n_trials=2", "search.floor=null"),
     *("search.space.min_samples=256", "search.space.max_samples=1024", "distill.step_samples=256"),
     *("rollouts.states=128", "rollouts.block=32", "rollouts.envs=4", "criterion.states=32"),
     *("distill.min_agreement=null", "distill.envs=8"),
-    *("evaluate.episodes=2", "evaluate.envs=2", "evaluate.max_frames=1200", "search.confirm_episodes=2"),
+    *("evaluate.episodes=2", "evaluate.envs=2", "evaluate.max_frames=400", "search.confirm_episodes=2"),
     *("latency.rounds=2", "latency.decisions=5", "latency.max_rounds=2"),
 )
 
 
-def test_a_killed_study_goes_on_and_ends_with_a_confirmed_front(lrp_compress: Command, tmp_path: Path):
-    command = [sys.executable, "-m", "lrp_compress", *TINY]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as worker:
-        deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("multirun/*/*/stages/step-1/pruned.safetensors")):
-            assert time.monotonic() < deadline
-            assert worker.poll() is None
-            time.sleep(0.02)
+def test_a_killed_study_goes_on_and_ends_with_a_confirmed_front(
+    lrp_compress: Command, forks: Forks, new_store: Callable[[Path], Path], tmp_path: Path
+):
+    new_store(tmp_path / "mlflow.db")
+    with forks.start("lrp_compress", [*TINY], tmp_path) as worker:
+        worker.until(lambda: list(tmp_path.glob("multirun/*/*/stages/step-1/pruned.safetensors")))
         worker.send_signal(signal.SIGKILL)
     done = lrp_compress(*TINY)
     assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ SMALL = [
     "train.precision=float32",
     "train.hyperparameters.n_steps=16",
     "train.hyperparameters.batch_size=32",
-    "evaluate={episodes: 2, envs: 2, max_frames: 1200}",
+    "evaluate={episodes: 2, envs: 2, max_frames: 400}",
 ]
 
 
@@ -46,9 +47,12 @@ def only_run(folder: Path) -> tuple[MlflowClient, Run]:
 
 
 @pytest.fixture(scope="module")
-def killed_once(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> tuple[Path, str]:
+def killed_once(
+    tmp_path_factory: pytest.TempPathFactory, forks: Forks, new_store: Callable[[Path], Path]
+) -> tuple[Path, str]:
     """Folder and output of a training that was killed after a checkpoint and then repeated."""
     folder = tmp_path_factory.mktemp("training")
+    new_store(folder / "mlflow.db")
     with subprocess.Popen(
         [sys.executable, "-m", "lrp_compress.train", *SMALL],
         cwd=folder,
@@ -112,9 +116,9 @@ def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Co
     agent = run_folder(killed_once[0]) / "agent.safetensors"
     done = lrp_compress(
         "game=pong", f"teacher.source={agent}", "distill=none", "tracking=none", "criterion.states=32",
-        "quantize=none", "export=[]",
-        "rollouts={states: 64, envs: 4}", "evaluate={episodes: 2, envs: 2, max_frames: 1200}",
-        "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
+        "quantize=none", "export=[]", "prune.evaluate=false",
+        "rollouts={states: 64, envs: 4}", "evaluate={episodes: 2, envs: 2, max_frames: 400}",
+        "latency={rounds: 1, decisions: 5, warmup: 2, max_rounds: 1}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (student,) = (tmp_path / "outputs").glob("pong-*/student.safetensors")

@@ -49,7 +49,7 @@ def played(
     )
 
 
-@pytest.mark.parametrize("envs", [1, 5, 32])
+@pytest.mark.parametrize("envs", [1, 5, 16])
 def test_every_state_comes_with_the_teachers_outputs(teacher: Agent, envs: int):
     observations, labels = played(teacher, 12, envs=envs)
     assert len(observations) == 12 * envs

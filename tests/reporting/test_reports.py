@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,16 @@ RANDOM = 1.7  # Breakout's
 NOWHERE = Elsewhere(TrackingConfig(uri=None, experiment="test", timeout_s=5), Path("unused"))
 
 
+@functools.cache
+def settings_file(criterion: str, ratio: float, seed: int) -> str:
+    """Give the settings of a run as Hydra keeps them."""
+    register_schemas()
+    OmegaConf.register_new_resolver("run_folder", str, replace=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        overrides = ["+game=breakout", f"criterion={criterion}", f"prune.ratio={ratio}", f"seed={seed}"]
+        return OmegaConf.to_yaml(compose("config", overrides=overrides))
+
+
 def made_run(
     sweep: Path,
     criterion: str,
@@ -50,13 +62,8 @@ def made_run(
 ) -> Path:
     """Write the files of a finished run that a report reads."""
     folder = sweep / f"breakout-{criterion}-r{ratio:.2f}-s{seed}"
-    register_schemas()
-    OmegaConf.register_new_resolver("run_folder", str, replace=True)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        overrides = ["+game=breakout", f"criterion={criterion}", f"prune.ratio={ratio}", f"seed={seed}"]
-        config = compose("config", overrides=overrides)
     (folder / ".hydra").mkdir(parents=True)
-    OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+    (folder / ".hydra" / "config.yaml").write_text(settings_file(criterion, ratio, seed))
     files = {"teacher": teacher, "student": student}
     if int8 is not None:
         files |= {"int8": 0.0, "int8-distilled": int8} if distilled else {"int8": int8}
@@ -291,8 +298,8 @@ def test_a_study_is_found_by_its_name_and_its_folder(sweep: Path, tmp_path: Path
         from_folder(sweep, NOWHERE)
 
 
-def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, tmp_path: Path):
-    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", timeout_s=5)
+def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, new_store: Callable[[Path], Path], tmp_path: Path):
+    tracking = TrackingConfig(uri=f"sqlite:///{new_store(tmp_path / 'mlflow.db')}", experiment="test", timeout_s=5)
     elsewhere = Elsewhere(tracking, tmp_path / "downloads")
     runs = sorted(sweep.iterdir())
     for number, folder in enumerate(runs):

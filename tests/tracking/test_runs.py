@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -458,34 +459,32 @@ def test_training_view_of_a_database(config: TrackingConfig) -> None:
     assert tracking.training_view(config).splitlines() == [command, page]
 
 
-@pytest.fixture
-def free_port() -> int:
+@dataclass(frozen=True)
+class Server:
+    """An MLflow server in a process group of its own."""
+
+    uri: str
+    files: Path
+    group: int
+
+
+@pytest.fixture(scope="module")
+def server(new_store: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
-def server(new_store: Callable[[Path], Path], tmp_path: Path, free_port: int) -> Iterator[str]:
-    new_store(tmp_path / "served.db")
-    with serving(tmp_path, free_port):
-        yield f"http://127.0.0.1:{free_port}"
-
-
-@contextlib.contextmanager
-def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run an MLflow server in a process group of its own."""
+        port = probe.getsockname()[1]
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = [
         "--backend-store-uri",
-        f"sqlite:///{folder}/served.db",
+        f"sqlite:///{new_store(folder / 'served.db')}",
         "--artifacts-destination",
         str(folder / "files"),
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *arguments, *store],
         cwd=folder,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -497,7 +496,7 @@ def serving(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        yield process
+        yield Server(uri, folder / "files", process.pid)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -511,8 +510,8 @@ def _answers(uri: str) -> bool:
         return False
 
 
-def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    config = TrackingConfig(uri=server, experiment="test", timeout_s=10)
+def test_server_round_trip(server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    config = TrackingConfig(uri=server.uri, experiment="test", timeout_s=10)
     tracking.check_store(config)
     assert client_of(config).get_experiment_by_name("test") is None
     (tmp_path / "plan.json").write_text("{}")
@@ -528,9 +527,9 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
     run = get(config, tracker.run_id)
     assert run.info.status == "FINISHED"
     assert (run.data.params, run.data.metrics) == ({"a": "1"}, {"loss": 0.5})
-    files = sorted(path.suffix for path in (tmp_path / "files").rglob(f"{tracker.run_id}/artifacts/**/*.*"))
+    files = sorted(path.suffix for path in server.files.rglob(f"{tracker.run_id}/artifacts/**/*.*"))
     assert files == [".json", ".png", ".webp"]
-    page = f"{server}/#/experiments/{run.info.experiment_id}"
+    page = f"{server.uri}/#/experiments/{run.info.experiment_id}"
     view = "?workflowType=machine_learning&viewStateShareKey=at_a_glance"
     assert tracking.training_view(config) == f"{page}/runs{view}"
     seen = f"http://localhost:8080/#/experiments/{run.info.experiment_id}"
@@ -543,40 +542,34 @@ def test_server_round_trip(server: str, tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_a_server_that_hangs_does_not_hold_the_run_up_and_is_told_later(
-    new_store: Callable[[Path], Path],
-    tmp_path: Path,
-    free_port: int,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    new_store(tmp_path / "served.db")
-    config = TrackingConfig(uri=f"http://127.0.0.1:{free_port}", experiment="test", timeout_s=5)
+    config = TrackingConfig(uri=server.uri, experiment="hanging", timeout_s=5)
     (tmp_path / "plan.json").write_text("{}")
     path = tmp_path / "run" / JOURNAL
-    with serving(tmp_path, free_port) as process:
-        tracking.check_store(config)
-        with open_run(config, journal=Journal(path)) as tracker:
-            tracker.metrics({"loss": 0.5}, step=1)
-            tracker.flush()
-            os.killpg(process.pid, signal.SIGSTOP)
-            begun = time.monotonic()
-            for step in range(2, 20):
-                tracker.metrics({"loss": 1 / step}, step)
-                tracker.artifact(tmp_path / "plan.json")
-        assert time.monotonic() - begun < 30
-        assert "the run goes on, though its store fails" in caplog.text
-        assert f"what is left of run {tracker.run_id} waits in {path}; the same command hands it over" in caplog.text
-        assert not Journal(path).ended
+    tracking.check_store(config)
+    with open_run(config, journal=Journal(path)) as tracker:
+        tracker.metrics({"loss": 0.5}, step=1)
+        tracker.flush()
+        os.killpg(server.group, signal.SIGSTOP)
+        begun = time.monotonic()
+        for step in range(2, 20):
+            tracker.metrics({"loss": 1 / step}, step)
+            tracker.artifact(tmp_path / "plan.json")
+    assert time.monotonic() - begun < 30
+    assert "the run goes on, though its store fails" in caplog.text
+    assert f"what is left of run {tracker.run_id} waits in {path}; the same command hands it over" in caplog.text
+    assert not Journal(path).ended
 
-        os.killpg(process.pid, signal.SIGCONT)
-        with open_run(config, again=True, journal=Journal(path)) as later:
-            assert later.run_id == tracker.run_id
-        run, points = get(config, later.run_id), client_of(config).get_metric_history(later.run_id, "loss")
-        assert run.info.status == "FINISHED"
-        assert sorted(point.step for point in points) == list(range(1, 20))
-        assert [file.path for file in client_of(config).list_artifacts(later.run_id)] == ["plan.json"]
+    os.killpg(server.group, signal.SIGCONT)
+    with open_run(config, again=True, journal=Journal(path)) as later:
+        assert later.run_id == tracker.run_id
+    run, points = get(config, later.run_id), client_of(config).get_metric_history(later.run_id, "loss")
+    assert run.info.status == "FINISHED"
+    assert sorted(point.step for point in points) == list(range(1, 20))
+    assert [file.path for file in client_of(config).list_artifacts(later.run_id)] == ["plan.json"]
     assert Journal(path).ended
 
 
