@@ -16,7 +16,7 @@ defaults: [override /game: freeway, override /criterion: random]
 seed: 9
 """,
     "pong": "defaults: [config, game: pong, _self_]\nseed: 7\n",
-    "open": "defaults: [config, game: '???', experiment: null, _self_]\nseed: 8\n",
+    "open": "defaults: [config, game: '???', _self_, experiment: null]\nseed: 8\n",
     "train_pong": "defaults: [train, game: pong, _self_]\nseed: 6\n",
 }
 DIR, SEARCHED = "--config-dir=own", "hydra.searchpath=[file://{own}]"
