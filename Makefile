@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 run: $(STAMP)  ## compress the Breakout agent to half its channels
-	$(BIN)/python -m lrp_compress +game=breakout prune.ratio=0.5
+	$(BIN)/python -m lrp_compress game=breakout prune.ratio=0.5
 
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest

@@ -23,13 +23,14 @@ from torch import Tensor
 from lrp_compress.agents.checkpoints import Agent, all_channels, is_own
 from lrp_compress.agents.checkpoints import load_agent as load_own
 from lrp_compress.agents.checkpoints import save_agent as save_own
+from lrp_compress.arguments import written_out
 from lrp_compress.artifacts import STUDENT
 from lrp_compress.atari.acting import ActionRule, action_rule
 from lrp_compress.atari.evaluation import Evaluation
 from lrp_compress.atari.evaluation import evaluate as play_episodes
 from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
 from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.commands import COMMANDS, written_out
+from lrp_compress.commands import COMMANDS, register_starts
 from lrp_compress.compression import attribution, distillation
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
@@ -87,11 +88,12 @@ def settings(game: str, *overrides: str) -> Config:
         For a value that is unknown, of the wrong type, out of range or at odds with another one.
     """
     register_schemas()
+    register_starts()
     command = COMMANDS["compress"]
     try:
-        arguments = written_out([f"game={game}", *overrides], command.shorthand)
+        arguments = written_out([f"game={game}", *overrides], command)
         with _hydra_of_our_own(), initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return check_config(compose_settings(command.config, arguments), Config)
+            return check_config(compose_settings(command.start, arguments), Config)
     except MISTAKES as error:
         raise UserError(one_line(error, Config)) from error
 

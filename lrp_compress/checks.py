@@ -103,7 +103,10 @@ def check_config(cfg: DictConfig, schema: type[Root]) -> Root:
     try:
         values = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
         if values.get("game", MISSING) in (MISSING, None):
-            raise UserError(f"no game was chosen; add e.g. game=breakout; games: {', '.join(options('game'))}")
+            games = ", ".join(options("game"))
+            raise UserError(
+                f"no game was chosen; add e.g. game=breakout, or --help to see all settings; games: {games}"
+            )
         _check_section(schema, schema, values, "")
         config = cast(Root, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values)))
     except OmegaConfBaseException as error:

@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lrp_compress import __version__
+from lrp_compress.arguments import written_out
 from lrp_compress.checks import check_config, check_storage, conf_dir, register_schemas, settings
-from lrp_compress.commands import COMMANDS, REPORT, Command, config_groups, split_verb, written_out
+from lrp_compress.commands import COMMANDS, REPORT, Command, config_groups, register_starts, split_verb
+from lrp_compress.completion import answer_shell
 from lrp_compress.config import INCIDENTAL, Config, RootConfig, TrackingConfig, config_hash
 from lrp_compress.errors import UserError
 from lrp_compress.files import value_digest
@@ -163,6 +164,8 @@ def sweep_folder(overrides: Sequence[str]) -> str:
 
 def run_job(command: Command, cfg: DictConfig) -> dict[str, float]:
     """Do what the command is for, for the job that Hydra has set up; its metrics are returned."""
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     config = check_config(cfg, command.schema)
     module = importlib.import_module(command.module)
     job = HydraConfig.get()
@@ -199,6 +202,21 @@ def stopped(end: KeyboardInterrupt | SystemExit) -> Any:
     return code
 
 
+def register(command: Command) -> None:
+    """Make known to Hydra and OmegaConf what the files in ``conf/`` refer to."""
+    register_schemas()
+    register_starts()
+    resolvers: dict[str, Callable[..., str]] = {
+        "run_folder": lambda *, _root_: run_folder(_root_, command.schema),
+        "job_label": lambda *, _root_: job_label(_root_, command.schema),
+        "config_groups": lambda *, _root_: config_groups(_root_, command),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    # The jobs of a sweep inherit the cache of resolvers, and with it the folder's name.
+    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
+
+
 def main() -> None:
     """Run the command that the first argument names, ``lrp-compress train game=pong``; without one, compress."""
     try:
@@ -226,16 +244,11 @@ def run_command(name: str) -> None:
     command = COMMANDS[name]
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    register_schemas()
-    OmegaConf.register_new_resolver("run_folder", lambda *, _root_: run_folder(_root_, command.schema), replace=True)
-    OmegaConf.register_new_resolver("job_label", lambda *, _root_: job_label(_root_, command.schema), replace=True)
-    # The jobs of a sweep inherit the cache of resolvers, and with it the folder's name.
-    OmegaConf.register_new_resolver("sweep_folder", sweep_folder, replace=True, use_cache=True)
-    OmegaConf.register_new_resolver("config_groups", lambda: config_groups(command), replace=True)
-    sys.argv[1:] = written_out(sys.argv[1:], command.shorthand)
+    register(command)
+    answer_shell()
     codes: list[int] = []  # of the failed jobs of a sweep, those in this process
 
-    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.config)
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.start)
     def app(cfg: DictConfig) -> dict[str, float]:
         job = HydraConfig.get()
         if job.mode == RunMode.RUN:
@@ -248,6 +261,7 @@ def run_command(name: str) -> None:
             raise  # Hydra goes on with the next job; its own sweeper raises the first error at the end
 
     try:
+        sys.argv[1:] = written_out(sys.argv[1:], command)
         with sigterm_exits():
             app()
     except Aborted as aborted:

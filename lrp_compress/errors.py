@@ -35,9 +35,13 @@ def unknown_name(kind: str, given: str, known: Iterable[str]) -> UserError:
         One line with the closest match, if there is one, and all known names.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(given, names, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return UserError(f"{kind}={given} is unknown{hint}; choose from: {', '.join(names)}")
+    return UserError(f"{kind}={given} is unknown{did_you_mean(given, names)}; choose from: {', '.join(names)}")
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Word the closest of the known names as a question in brackets; empty if none is close."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def printable(text: str) -> str:

@@ -23,7 +23,15 @@ SEARCH = "hydra.sweeper."  # users write search.
 TYPED = {"train": "algorithm"}  # what users write for a group, where that is not its name
 # What Hydra says, and what is said instead.
 WORDINGS = {
-    r"Multiple values for ([^.]+)\.": r"\1 is chosen more than once; choose it once, as \1=OPTION without a +",
+    r"Multiple values for /?([^.]+)\.": (
+        r"\1 is chosen more than once; choose it once, as \1=OPTION without a +, in an experiment's file as "
+        r"'override /\1: OPTION'"
+    ),
+    r"In '([^']+)': Could not override '([^']+)'": (
+        r"\1.yaml overrides \2, which is in no defaults list; mend the name, or put '\2: null' into the list of your "
+        "primary configuration"
+    ),
+    r"Cannot find primary config '([^']+)'": r"there is no \1.yaml in conf/ or in the folder that --config-dir names",
     r"Ambiguous value for argument '(.*)'": r"\1 lists several values; add -m to run each of them",
     r"In 'hydra/launcher/(\w+)': Could not load": r"hydra/launcher=\1 needs a plugin: pip install 'lrp_compress[\1]'",
 }

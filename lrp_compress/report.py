@@ -9,6 +9,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from lrp_compress.arguments import Parser
 from lrp_compress.checks import conf_dir
 from lrp_compress.config import TrackingConfig
 from lrp_compress.errors import UserError, printable
@@ -19,7 +20,7 @@ def main() -> None:
     """Read the command line, write the page, say where it is; exit with 2 and one line for a mistake."""
     printing_never_fails()
     tracking, storage, cache = _defaults()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m lrp_compress.report",
         description="Writes report.html, which needs no network, and report.csv about many finished runs.",
         epilog="Sweeps and studies write theirs when they end. Example of a filter: \"tags.game = 'breakout'\"",
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--storage", default=storage, help="database of studies; default: %(default)s")
     parser.add_argument("--tracking", default=tracking.uri, help="MLflow store; default: %(default)s")
     parser.add_argument("--experiment", default=tracking.experiment, help="MLflow experiment; default: %(default)s")
-    options = parser.parse_args()
     try:
+        options = parser.parse_args()
         own = dataclasses.replace(tracking, uri=options.tracking, experiment=options.experiment)
         print(_write(options, own, cache / "downloads"))
     except UserError as error:

@@ -16,9 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lrp_compress.agents.networks import NATURE_WIDTHS
 from lrp_compress.checks import check_config, conf_dir, options, register_schemas
-from lrp_compress.commands import COMMANDS, default_options
 from lrp_compress.config import Config, TrainConfig, config_hash, flatten
 from lrp_compress.errors import UserError
+from tests.cli.commands import default_options
 
 CHOSEN = ["+game=breakout"]
 
@@ -46,7 +46,7 @@ def checked_training(*overrides: str) -> TrainConfig:
 
 def required_options(command: str) -> list[tuple[str, str]]:
     """All options of a command's groups that have a default."""
-    groups = default_options(COMMANDS[command])
+    groups = default_options(command)
     return [(group, option) for group, default in groups.items() if default for option in options(group)]
 
 

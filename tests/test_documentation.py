@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from lrp_compress.arguments import written_out
 from lrp_compress.checks import check_config, check_search, conf_dir, register_schemas, settings
-from lrp_compress.commands import COMMANDS, written_out
+from lrp_compress.commands import COMMANDS, register_starts
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -38,6 +39,7 @@ def commands() -> list[tuple[str, str, str]]:
 @pytest.fixture(autouse=True, scope="module")
 def _hydra() -> Iterator[None]:
     register_schemas()
+    register_starts()
     for resolver in ("run_folder", "job_label", "sweep_folder"):
         OmegaConf.register_new_resolver(resolver, str, replace=True)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -51,13 +53,13 @@ def test_a_command_of_the_documentation_is_a_right_one(page: str, name: str, lin
     if "--help" in arguments:
         return
     firsts = []
-    for override in OverridesParser.create().parse_overrides(written_out(arguments, command.shorthand)):
+    for override in OverridesParser.create().parse_overrides(written_out(arguments, command)):
         discrete = override.is_sweep_override() and override.is_discrete_sweep()
         if discrete:
             firsts.append(f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}")
         elif not override.is_sweep_override():
             firsts.append(str(override.input_line))
-    config = compose(command.config, overrides=firsts, return_hydra_config=True)
+    config = compose(command.start, overrides=firsts, return_hydra_config=True)
     check_config(settings(config), command.schema)
     if any(part.startswith("search=") for part in arguments):
         sweeper = OmegaConf.to_container(config.hydra.sweeper, resolve=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lrp_compress.checks import options
-from lrp_compress.commands import COMMANDS, default_options
-from tests.cli.commands import Command
+from lrp_compress.commands import COMMANDS
+from tests.cli.commands import Command, default_options
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_help_names_everything(lrp_compress: Command, name: str, module: str, de
     done = lrp_compress("--help", module=module)
     assert (done.returncode, done.stderr) == (0, "")
     words = set(done.stdout.replace(",", " ").replace("*", "").split())
-    groups = default_options(COMMANDS[name])
+    groups = default_options(name)
     assert set(groups) <= words
     assert {option for group in groups for option in options(group)} <= words
     assert default in done.stdout
@@ -39,14 +39,6 @@ def test_settings_can_be_printed(lrp_compress: Command):
     assert with_plus.stdout == without.stdout
     assert "schedule: cubic" in without.stdout
     assert "hydra" not in without.stdout
-
-
-def test_a_game_of_ones_own(lrp_compress: Command, tmp_path):
-    (tmp_path / "mine" / "game").mkdir(parents=True)
-    (tmp_path / "mine" / "game" / "klax2.yaml").write_text("name: klax\ntitle: X\nrandom_score: 0\nhuman_score: null\n")
-    done = lrp_compress("game=klax2", "--config-dir", "mine", "--cfg", "job")
-    assert "name: klax\n" in done.stdout
-    assert done.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -74,11 +66,15 @@ def test_the_report_by_its_name(lrp_compress: Command):
     assert "--tracking" in lrp_compress("report", "--help").stdout
 
 
-def test_a_command_that_does_not_exist(lrp_compress: Command):
-    done = lrp_compress("trian", "game=pong")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "train" in done.stderr
+def test_help_is_a_command_too(lrp_compress: Command):
+    assert lrp_compress("help").stdout == lrp_compress("--help").stdout
+    assert lrp_compress("help", "train").stdout == lrp_compress("train", "-h").stdout
+
+
+def test_a_report_of_nothing(lrp_compress: Command):
+    done = lrp_compress("report")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: the following arguments are required: source; --help says what there is\n"
 
 
 def test_the_variables_of_mlflow_are_the_defaults(lrp_compress: Command):

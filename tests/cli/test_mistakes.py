@@ -21,9 +21,9 @@ MISTAKES = {
     "game=breakout export=[onx]": ["export=onx is unknown (did you mean onnx?)"],
     "game=breakout export=[c] quantize=none": ["export=c is made of the int8 file; choose quantize=int8"],
     "game=breakout prune.round_to=8": ["prune.round_to=8 is unknown; choose from: cortex_m, desktop, none"],
-    "": ["no game was chosen", "game=breakout", "seaquest"],
+    "": ["no game was chosen", "game=breakout", "--help", "seaquest"],
+    "trian game=pong": ["there is no command trian (did you mean train?)", "help"],
     "game=brekout": ["game=brekout", "did you mean breakout?", "seaquest"],
-    "game=breakout game=pong": ["game is chosen more than once"],
     "game=breakout criterion=lpr": ["criterion=lpr", "did you mean lrp?", "apoz"],
     "game=breakout +criterion=random": ["criterion is chosen more than once"],
     "game=breakout criterio=lrp": ["criterio", "did you mean criterion?"],
@@ -46,6 +46,11 @@ MISTAKES = {
     "game=breakout prune.ratio=${nothing}": ["prune.ratio", "nothing"],
     "game=breakout hydra.run.dirr=x": ["hydra.run.dirr", "--hydra-help"],
     "game=breakout --config-dir nowhere": ["nowhere", "not found"],
+    "game=breakout --config-name nowhere": [
+        "there is no nowhere.yaml in conf/ or in the folder that --config-dir names"
+    ],
+    "game=breakout --config-dir": ["--config-dir", "expected one argument", "--help"],
+    "game=breakout --fast": ["unrecognized arguments: --fast", "--help"],
     "game=breakout prune.ratio=1.0": ["prune.ratio=1.0", "[0, 1)"],
     "game=breakout prune.ratio=-0.1": ["prune.ratio=-0.1", "[0, 1)"],
     "game=breakout criterion.composite=gama": ["criterion.composite=gama", "did you mean gamma?"],
@@ -85,6 +90,8 @@ MISTAKES = {
         "holds a password",
         "PGPASSWORD",
     ],
+    "experiment=adds --config-dir {bad}": ["game is chosen more than once", "'override /game: OPTION'"],
+    "experiment=typo --config-dir {bad}": ["experiment/typo.yaml overrides gam, which is in no defaults list"],
     "game=mine --config-dir {bad}": ["game/mine.yaml: game.titel: Key 'titel' not in 'GameConfig'"],
     "-m prune.ratio=0.3,0.5": ["no game was chosen"],
     "-m game=breakout,pongg": ["game=pongg", "did you mean pong?"],
@@ -120,6 +127,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     (folder / "game").mkdir()
     (folder / "game" / "mine.yaml").write_text("name: breakout\ntitel: Mine\n")
+    (folder / "experiment").mkdir()
+    for name, entry in {"adds": "/game: pong", "typo": "override /gam: pong"}.items():
+        (folder / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\ndefaults:\n  - {entry}\n")
     write_bad_agents(folder)
     return folder
 

@@ -56,7 +56,7 @@ def test_sweep_finds_its_folder_again(fake: Command):
 
 def test_one_wrong_job_refuses_a_sweep_before_the_first(fake: Command, tmp_path: Path):
     done = fake("-m", "game=breakout", "criterion=lrp,random", "prune.ratio=0.3,0.5,1.7")
-    assert done.stderr.startswith("error: job 2 (+game=breakout criterion=lrp prune.ratio=1.7): prune.ratio=1.7 ")
+    assert done.stderr.startswith("error: job 2 (game=breakout criterion=lrp prune.ratio=1.7): prune.ratio=1.7 ")
     assert done.stderr.count("\n") == 1
     assert (done.returncode, folders(done), list(tmp_path.iterdir())) == (2, [], [])
 
@@ -65,7 +65,7 @@ def test_sweep_tells_mistakes_from_failures(fake: Command):
     done = fake("-m", "game=breakout", "seed=1,2,0")
     assert len(folders(done)) == 3
     assert "RuntimeError: out of luck\nerror: job 0 (" in done.stderr
-    assert "error: job 1 (+game=breakout seed=2): a mistake found late\n" in done.stderr
+    assert "error: job 1 (game=breakout seed=2): a mistake found late\n" in done.stderr
     assert done.returncode == 1
 
 
