@@ -32,6 +32,7 @@ INTERVALS = (
     "would be. Of one seed alone it is over its games, by bootstrap, and says nothing of other seeds."
 )
 LAYER_RATIO = "prune.layer_ratios."
+IN_MLFLOW = "in MLflow"
 
 
 @dataclass(frozen=True)
@@ -213,16 +214,16 @@ def _embedded(path: Path) -> str:
 
 
 def _table(groups: Sequence[Group], names: Sequence[str], tracking: TrackingConfig, folder: Path) -> Section:
-    header = ["run", "seeds", "in MLflow", "teacher's return", "student's return", "return kept", "95 % interval"]
-    header += ["parameters kept", "size, kB", "speedup", *(name.removeprefix(LAYER_RATIO) for name in names)]
+    header = ["run", "seeds", "teacher's return", "student's return", "return kept", "95 % interval", "parameters kept"]
+    header += ["size, kB", "speedup", *(name.removeprefix(LAYER_RATIO) for name in names), IN_MLFLOW]
     rows = []
     for number, group in enumerate(groups):
         first = group.records[0]
-        cells = _identity(group, tracking, folder)
+        cells = _identity(group, folder)
         cells += [f"{group.mean(f'{agent}/return_mean'):,.1f}" for agent in ("teacher", "student")]
         cells += [*_interval(group.kept), f"{group.mean('student/params_kept'):.1%}", _kilobytes(group)]
-        cells.append(f"{group.mean('student/speedup'):.2f}")
-        rows.append(Row([*cells, *(_plain(first.settings.get(name)) for name in names)], f"run-{number}"))
+        cells += [f"{group.mean('student/speedup'):.2f}", *(_plain(first.settings.get(name)) for name in names)]
+        rows.append(Row([*cells, _pages(group, tracking)], f"run-{number}"))
     note = (
         "Runs that differ in nothing but their seed are one row, with means; all metrics of every run are in the CSV. "
         f"A seed leads to its run's folder, and to its page in MLflow while that is served. {INTERVALS}"
@@ -234,15 +235,16 @@ def _ladder(groups: Sequence[Group], tracking: TrackingConfig, folder: Path) -> 
     """Show the int8 files, the largest first."""
     own = [(group, group.int8_kept) for group in groups if group.int8_kept is not None]
     own.sort(key=lambda pair: -pair[0].mean("int8/size_bytes"))
-    header = ["run", "seeds", "in MLflow", "widths", "bytes", "times smaller", "return", "return kept"]
-    header += ["95 % interval", "speedup"]
+    header = ["run", "seeds", "widths", "bytes", "times smaller", "return", "return kept", "95 % interval", "speedup"]
+    header.append(IN_MLFLOW)
     rows, points = [], []
     for number, (group, kept) in enumerate(own):
-        cells = [*_identity(group, tracking, folder), " ".join(str(n) for n in group.records[0].widths.values())]
+        cells = [*_identity(group, folder), " ".join(str(n) for n in group.records[0].widths.values())]
         size, smaller = f"{group.mean('int8/size_bytes'):,.0f}", f"{group.mean('int8/compression'):,.1f}"
         share, interval = _interval(kept)
         cells += [size, smaller, f"{group.mean('int8/return_mean'):,.1f}", share, interval]
-        rows.append(Row([*cells, f"{group.mean('int8/speedup'):.2f}"], f"int8-{number}"))
+        cells += [f"{group.mean('int8/speedup'):.2f}", _pages(group, tracking)]
+        rows.append(Row(cells, f"int8-{number}"))
         said = f"{_named(group)}, int8: return kept {share}, {interval}; {size} bytes, {smaller} times smaller"
         points.append(Point(said, f"#int8-{number}"))
     note = f"The files that go on a device, played in ONNX Runtime; against the teacher in float32. {INTERVALS}"
@@ -252,14 +254,15 @@ def _ladder(groups: Sequence[Group], tracking: TrackingConfig, folder: Path) -> 
     return Section("In int8", note, charts, header, rows)
 
 
-def _identity(group: Group, tracking: TrackingConfig, folder: Path) -> list[str | list[Link]]:
-    folders, pages = [], []
-    for record in group.records:
-        seed, name = str(record.seed), record.folder.name
-        folders.append(Link(seed, _way(folder, record), f"folder of {name}"))
-        if page := run_page(tracking, record.run_id):
-            pages.append(Link(seed, page, f"{name} in MLflow"))
-    return [_name(group), folders, pages]
+def _identity(group: Group, folder: Path) -> list[str | list[Link]]:
+    links = [Link(str(one.seed), _way(folder, one), f"folder of {one.folder.name}") for one in group.records]
+    return [_name(group), links]
+
+
+def _pages(group: Group, tracking: TrackingConfig) -> list[Link]:
+    """Link to the runs of a group that were recorded in MLflow."""
+    pages = [(one, run_page(tracking, one.run_id)) for one in group.records]
+    return [Link(str(one.seed), page, f"{one.folder.name} in MLflow") for one, page in pages if page]
 
 
 def _way(folder: Path, record: Record) -> str:
