@@ -28,19 +28,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
-from lrp_compress.checks import check_config, conf_dir, register_schemas
 from lrp_compress.compression.composites import COMPOSITES
 from lrp_compress.compression.criteria import CRITERIA, ChannelScores, score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.compression.repair import lessons, repair
-from lrp_compress.config import Config, CriterionConfig
-from lrp_compress.files import read_json, write_json
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config, CriterionConfig
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.files import read_json, write_json
 
 JUDGED = 1024  # states of other games
 OTHER_GAMES = 1000  # their seed

@@ -27,15 +27,15 @@ import numpy as np
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import fast_outputs, faster_precision
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule, choose_actions
-from lrp_compress.atari.envs import envs_for
-from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.losses import kl
-from lrp_compress.config import DistillConfig
+from lrp_compress.config.schema import DistillConfig
+from lrp_compress.environments.acting import action_rule, choose_actions
+from lrp_compress.environments.atari import envs_for
+from lrp_compress.environments.rollouts import Rollouts
+from lrp_compress.networks.fast import fast_outputs, faster_precision
+from lrp_compress.networks.nature import PolicyNetwork
 
 CONFIG = DistillConfig(
     loss="kl",

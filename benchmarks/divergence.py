@@ -16,17 +16,17 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import all_channels, load_agent
-from lrp_compress.agents.inference import batched_outputs
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import collect_rollouts
-from lrp_compress.checks import check_config, conf_dir, register_schemas
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.distillation import distill
 from lrp_compress.compression.losses import kl
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
-from lrp_compress.config import Config
-from lrp_compress.deployment.profiling import profile_network
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config
+from lrp_compress.deployment.measuring.profiling import profile_network
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import collect_rollouts
+from lrp_compress.networks.fast import batched_outputs
 
 RATIOS = {
     "the same ratio in every layer": "{}",

@@ -23,14 +23,14 @@ import torch
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import Outputs, act, action_rule, cores_shared_with_emulators
-from lrp_compress.atari.evaluation import evaluate
-from lrp_compress.atari.groups import Emulators, reset_groups
-from lrp_compress.atari.rollouts import collect_rollouts
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning
 from lrp_compress.compression.quantization import quantize_static
-from lrp_compress.config import EvaluateConfig, GameConfig, RolloutsConfig
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.config.schema import EvaluateConfig, GameConfig, RolloutsConfig
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.environments.acting import Outputs, act, action_rule, cores_shared_with_emulators
+from lrp_compress.environments.evaluation import evaluate
+from lrp_compress.environments.groups import Emulators, reset_groups
+from lrp_compress.environments.rollouts import collect_rollouts
 
 PROTOCOL = "noop"
 STATES = 256  # for the ranges of the int8 file

@@ -16,13 +16,13 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.config import FirmwareConfig
-from lrp_compress.deployment.boards import BOARDS
-from lrp_compress.deployment.building import DoesNotFit, build_firmware
-from lrp_compress.deployment.c_source import CSource, export_c
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
-from lrp_compress.microcontroller import preflight, put_on_board
+from lrp_compress.commands.firmware import preflight, put_on_board
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import FirmwareConfig
+from lrp_compress.deployment.c.boards import BOARDS
+from lrp_compress.deployment.c.building import DoesNotFit, build_firmware
+from lrp_compress.deployment.c.source import CSource, export_c
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.tracking.tracker import Tracker
 
 CHIPS = ("lm3s6965evb", "netduinoplus2")

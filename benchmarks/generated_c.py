@@ -21,12 +21,12 @@ import onnx
 from emx_onnx_cgen.compiler import Compiler, CompilerOptions
 from onnx import numpy_helper
 
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.deployment.boards import BOARDS
-from lrp_compress.deployment.building import build_firmware
-from lrp_compress.deployment.c_source import CSource, export_c
-from lrp_compress.deployment.emulation import EmulatedBoard
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.deployment.c.boards import BOARDS
+from lrp_compress.deployment.c.building import build_firmware
+from lrp_compress.deployment.c.emulation import EmulatedBoard
+from lrp_compress.deployment.c.source import CSource, export_c
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.environments.atari import AtariEnvs
 
 
 def general_c(path: Path, own: CSource, folder: Path) -> CSource:

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.compression.pruning import ROUNDING
-from lrp_compress.config import LatencyConfig
-from lrp_compress.deployment.latency import Decision, measure_latency, onnx_decision, speedup
-from lrp_compress.deployment.onnx_models import save_float
+from lrp_compress.config.schema import LatencyConfig
+from lrp_compress.deployment.files.onnx_models import save_float
+from lrp_compress.deployment.measuring.latency import Decision, measure_latency, onnx_decision, speedup
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
 
 CONFIG = LatencyConfig(rounds=40, decisions=100, warmup=10, threads=1, max_spread=1.0, max_rounds=40)
 HALF = {name: width // 2 for name, width in NATURE_WIDTHS.items()}

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.config import TrainConfig
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import TrainConfig
 from lrp_compress.training.algorithms import ALGORITHMS, hyperparameters, make_learner
 from lrp_compress.training.learning import CoresInTurn, make_envs
 

@@ -25,14 +25,14 @@ from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import all_channels, load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.checks import conf_dir, register_schemas
 from lrp_compress.compression.budgets import Costs, choose_widths, measure_curves, with_widths
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.compression.repair import lessons, repair
 from lrp_compress.compression.tuning import TUNED, tune
-from lrp_compress.config import PruneConfig
-from lrp_compress.files import read_json, write_json
+from lrp_compress.config.checks import conf_dir, register_schemas
+from lrp_compress.config.schema import PruneConfig
+from lrp_compress.support.files import read_json, write_json
 
 RATIOS = (0.3, 0.5, 0.7)
 Figures = dict[str, Any]

@@ -35,7 +35,7 @@ CONFINED = ("--cap-drop", "ALL", "--security-opt", "no-new-privileges")
 WRITER = """
 import os, sys, time
 from pathlib import Path
-from lrp_compress.files import atomic_path
+from lrp_compress.support.files import atomic_path
 
 own, path = sys.argv[1], Path("shared.txt")
 assert os.getpid() == 1

@@ -1,5 +1,5 @@
 """``python -m lrp_compress``."""
 
-from lrp_compress.cli import main
+from lrp_compress.commands.cli import main
 
 main()

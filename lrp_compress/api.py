@@ -23,29 +23,29 @@ from torch import Tensor
 from lrp_compress.agents.checkpoints import Agent, all_channels, is_own
 from lrp_compress.agents.checkpoints import load_agent as load_own
 from lrp_compress.agents.checkpoints import save_agent as save_own
-from lrp_compress.arguments import written_out
-from lrp_compress.artifacts import STUDENT
-from lrp_compress.atari.acting import ActionRule, action_rule
-from lrp_compress.atari.evaluation import Evaluation
-from lrp_compress.atari.evaluation import evaluate as play_episodes
-from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
-from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.commands import COMMANDS, register_starts
+from lrp_compress.commands.arguments import written_out
+from lrp_compress.commands.play import watched
+from lrp_compress.commands.table import COMMANDS, register_starts
+from lrp_compress.commands.wording import MISTAKES, one_line
 from lrp_compress.compression import attribution, distillation
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.compression.quantization import quantize_static
 from lrp_compress.compression.repair import repair_from_play
 from lrp_compress.compression.tuning import score_by_play
-from lrp_compress.config import Config, config_hash
-from lrp_compress.deployment.onnx_models import save_float
-from lrp_compress.errors import UserError
-from lrp_compress.files import file_digest
-from lrp_compress.mistakes import MISTAKES, one_line
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config, config_hash
+from lrp_compress.deployment.files.onnx_models import save_float
+from lrp_compress.environments.acting import ActionRule, action_rule
+from lrp_compress.environments.evaluation import Evaluation
+from lrp_compress.environments.evaluation import evaluate as play_episodes
+from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
+from lrp_compress.pictures.videos import write_video
 from lrp_compress.pipeline import carry_out, find_teacher, preflight
-from lrp_compress.seeding import stage_seed
-from lrp_compress.videos import write_video
-from lrp_compress.watching import watched
+from lrp_compress.stages.publishing import STUDENT
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import file_digest
+from lrp_compress.support.seeding import stage_seed
 
 
 @dataclass(frozen=True)

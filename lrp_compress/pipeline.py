@@ -12,27 +12,27 @@ from pathlib import Path
 from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import check_device
 from lrp_compress.agents.teachers import load_teacher, teacher_path
-from lrp_compress.artifacts import MAPS, SMALL_MAPS, STUDENT, publish
-from lrp_compress.atari.envs import envs_for, minimal_actions
 from lrp_compress.compression.budgets import check_budget
 from lrp_compress.compression.composites import find_composite
 from lrp_compress.compression.criteria import CRITERIA
 from lrp_compress.compression.losses import LOSSES
 from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
-from lrp_compress.config import Config
-from lrp_compress.delivery import Delivery
-from lrp_compress.deployment.exports import check_exports
-from lrp_compress.errors import UserError
-from lrp_compress.files import check_writable, file_digest, write_text
-from lrp_compress.metrics import agent_metrics, at_a_glance, int8_metrics, named, ratio_metrics
-from lrp_compress.plugins import load_plugins, plugin_digests
-from lrp_compress.progress import announced
-from lrp_compress.resume import RESULT, STAGES, failures, run_once
-from lrp_compress.stages import Stages
-from lrp_compress.summary import file_table, result_page, result_table
+from lrp_compress.config.schema import Config
+from lrp_compress.deployment.files.exports import check_exports
+from lrp_compress.environments.atari import envs_for, minimal_actions
+from lrp_compress.networks.fast import check_device
+from lrp_compress.stages.device_files import Delivery
+from lrp_compress.stages.learning import Stages
+from lrp_compress.stages.metrics import agent_metrics, at_a_glance, int8_metrics, named, ratio_metrics
+from lrp_compress.stages.publishing import MAPS, SMALL_MAPS, STUDENT, publish
+from lrp_compress.stages.resume import RESULT, STAGES, failures, run_once
+from lrp_compress.stages.summary import file_table, result_page, result_table
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import check_writable, file_digest, write_text
+from lrp_compress.support.plugins import load_plugins, plugin_digests
+from lrp_compress.support.progress import announced
 from lrp_compress.tracking.runs import check_store, training_view
 from lrp_compress.tracking.tracker import DESCRIPTION, Tracker
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrp_compress.files import atomic_path
+from lrp_compress.support.files import atomic_path
 from lrp_compress.tracking.runs import import_mlflow
 from lrp_compress.tracking.stores import locked
 from tests.cli.forks import Forks

@@ -10,12 +10,12 @@ from hydra import compose, initialize_config_dir
 
 import lrp_compress as lc
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.atari.rollouts import Rollouts
-from lrp_compress.checks import conf_dir
-from lrp_compress.config import Config
-from lrp_compress.errors import UserError
-from lrp_compress.files import read_json
-from lrp_compress.resume import RESULT
+from lrp_compress.config.checks import conf_dir
+from lrp_compress.config.schema import Config
+from lrp_compress.environments.rollouts import Rollouts
+from lrp_compress.stages.resume import RESULT
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import read_json
 
 pytestmark = pytest.mark.slow
 

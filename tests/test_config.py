@@ -14,10 +14,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from lrp_compress.agents.networks import NATURE_WIDTHS
-from lrp_compress.checks import check_config, conf_dir, options, register_schemas
-from lrp_compress.config import Config, TrainConfig, config_hash, flatten
-from lrp_compress.errors import UserError
+from lrp_compress.config.checks import check_config, conf_dir, options, register_schemas
+from lrp_compress.config.schema import Config, TrainConfig, config_hash, flatten
+from lrp_compress.networks.nature import NATURE_WIDTHS
+from lrp_compress.support.errors import UserError
 from tests.cli.commands import default_options
 
 CHOSEN = ["+game=breakout"]
@@ -229,7 +229,7 @@ def test_hash_is_the_runs_identity():
 
 def test_hash_changes_with_the_version(monkeypatch: pytest.MonkeyPatch):
     before = config_hash(checked())
-    monkeypatch.setattr("lrp_compress.config.__version__", "99.0")
+    monkeypatch.setattr("lrp_compress.config.schema.__version__", "99.0")
     assert config_hash(checked()) != before
 
 

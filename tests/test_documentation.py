@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lrp_compress.arguments import written_out
-from lrp_compress.checks import check_config, check_search, conf_dir, register_schemas, settings
-from lrp_compress.commands import COMMANDS, register_starts
+from lrp_compress.commands.arguments import written_out
+from lrp_compress.commands.table import COMMANDS, register_starts
+from lrp_compress.config.checks import check_config, check_search, conf_dir, register_schemas, settings
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -9,19 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.atari.evaluation import Episode, Evaluation
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.criteria import ChannelScores
-from lrp_compress.figures import (
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.environments.evaluation import Episode, Evaluation
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.pictures.figures import (
     learning_curve,
     pick_moments,
     relevance_bars,
     relevance_maps,
     return_strips,
 )
-from lrp_compress.videos import side_by_side_video
+from lrp_compress.pictures.videos import side_by_side_video
 
 SCORES = ChannelScores(
     {"conv1": torch.rand(32, generator=torch.Generator().manual_seed(0)) / 16, "fc1": torch.arange(512.0) / 130816},

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from lrp_compress.errors import UserError
-from lrp_compress.files import (
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import (
     SUMS,
     atomic_path,
     check_folder_signed,
@@ -62,7 +62,7 @@ def test_a_killed_writer_leaves_the_old_file_alone(tmp_path: Path):
     path.write_text("old")
     code = (
         "import os, signal, sys, pathlib\n"
-        "from lrp_compress.files import atomic_path\n"
+        "from lrp_compress.support.files import atomic_path\n"
         "with atomic_path(pathlib.Path(sys.argv[1])) as temporary:\n"
         "    temporary.write_text('half of the n')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -60,7 +60,7 @@ def test_unpacked_wheel_works_from_another_folder(wheel: Path, tmp_path: Path):
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         assert expected in done.stdout
-    code = "import lrp_compress.checks as c; print(c.conf_dir())"
+    code = "import lrp_compress.config.checks as c; print(c.conf_dir())"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
     assert Path(done.stdout.strip()) == installed / "lrp_compress" / "conf"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import lrp_compress
-from lrp_compress.processes import process_start, sigterm_exits
+from lrp_compress.support.processes import process_start, sigterm_exits
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
 
@@ -58,7 +58,7 @@ def test_git_state_is_that_of_the_package(tmp_path: Path) -> None:
         ).stdout.strip()
 
     def state() -> str:
-        code = "from lrp_compress.processes import git_state; print(git_state())"
+        code = "from lrp_compress.support.processes import git_state; print(git_state())"
         return subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -79,7 +79,7 @@ def test_freed_memory_is_kept() -> None:
     """Blocks of a gradient step are paged in once, not at every step."""
     steps = """
 import resource, sys, numpy as np
-from lrp_compress.processes import keep_freed_memory
+from lrp_compress.support.processes import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def step():
@@ -101,7 +101,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_what_a_terminal_cannot_show_ends_no_job(encoding: str) -> None:
     code = (
-        "from lrp_compress.processes import printing_never_fails\nfrom rich.console import Console\n"
+        "from lrp_compress.support.processes import printing_never_fails\nfrom rich.console import Console\n"
         "printing_never_fails()\nConsole(width=40).rule('95 % ±')\nprint('─ ± …')"
     )
     environment = {**os.environ, "PYTHONIOENCODING": encoding}

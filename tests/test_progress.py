@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lrp_compress import progress
-from lrp_compress.files import read_json, stored, write_json
-from lrp_compress.progress import Pace, announced, duration
+from lrp_compress.support import progress
+from lrp_compress.support.files import read_json, stored, write_json
+from lrp_compress.support.progress import Pace, announced, duration
 
 
 def test_a_stage_is_told_with_its_figure(caplog: pytest.LogCaptureFixture):

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from lrp_compress.errors import UserError
-from lrp_compress.registry import Registry
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.registry import Registry
 
 
 def filled() -> Registry[Callable[[int], int]]:

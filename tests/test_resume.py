@@ -10,18 +10,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.config import Config
-from lrp_compress.errors import UserError
-from lrp_compress.files import read_json
-from lrp_compress.resume import RESULT, STAGES, run_once
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config
+from lrp_compress.stages.resume import RESULT, STAGES, run_once
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import read_json
 from lrp_compress.tracking.tracker import Tracker
 from tests.cli.forks import Forks
 
 WORKS = """
 import sys, time
 from pathlib import Path
-from lrp_compress.resume import _claimed
+from lrp_compress.stages.resume import _claimed
 with _claimed(Path(sys.argv[1])):
     print("claimed", flush=True)
     time.sleep(60)

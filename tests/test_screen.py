@@ -7,7 +7,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.backend_bases import TimerBase
 
-from lrp_compress.screen import has_screen, show
+from lrp_compress.pictures.window import has_screen, show
 
 
 @pytest.mark.parametrize("name", ["agg", "template"])

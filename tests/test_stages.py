@@ -10,14 +10,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.checks import check_config, conf_dir, register_schemas
 from lrp_compress.compression import tuning
 from lrp_compress.compression.tuning import Effort
-from lrp_compress.config import Config
-from lrp_compress.deployment.profiling import profile_network
-from lrp_compress.files import read_json
-from lrp_compress.stages import Stages
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config
+from lrp_compress.deployment.measuring.profiling import profile_network
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.stages.learning import Stages
+from lrp_compress.support.files import read_json
 from lrp_compress.tracking.tracker import Tracker
 from tests.compression.test_tuning import WIDTHS as WIDTHS_BY_HEAD
 from tests.compression.test_tuning import played, small_network

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import pytest
 from rich.console import Console
 
-from lrp_compress.summary import file_table, result_page, result_table
+from lrp_compress.stages.summary import file_table, result_page, result_table
 
 DASH = "\N{EN DASH}"
 METRICS: dict[str, float | None] = {

@@ -17,11 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.recording import record_play
 from lrp_compress.compression.attribution import heat_maps
-from lrp_compress.figures import lay_over
-from lrp_compress.files import atomic_path
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.recording import record_play
+from lrp_compress.pictures.figures import lay_over
+from lrp_compress.support.files import atomic_path
 
 HERE = Path(__file__).parent
 STEPS, SKIPPED, FRAME_MS, ZOOM, MARGIN, CAPTION = 96, 90, 90, 3, 8, 40

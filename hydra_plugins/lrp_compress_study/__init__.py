@@ -27,8 +27,8 @@ class StudySweeper(Sweeper):
         """Run the study."""
         from rich.console import Console
 
-        from lrp_compress.checks import check_config, check_search, settings
-        from lrp_compress.config import Config
+        from lrp_compress.config.checks import check_config, check_search, settings
+        from lrp_compress.config.schema import Config
         from lrp_compress.search.search import search
 
         def compose(overrides: Any) -> Config:

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import atomic_path
 
 FORMAT = "lrp_compress/1"
 ACTION_SETS = ("minimal", "full")

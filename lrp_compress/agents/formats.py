@@ -23,9 +23,9 @@ from torch import Tensor
 
 from lrp_compress.agents.flax_files import is_flax, read_flax
 from lrp_compress.agents.layouts import Layout, State, network_from_state
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.errors import UserError
-from lrp_compress.files import read_json
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import read_json
 
 LARGEST = 2**27  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
 AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model")

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_compress.agents.networks import CONV_GEOMETRY, STACK, PolicyNetwork
 from lrp_compress.agents.zip_settings import check_actions, check_settings, input_scale, stated_actions
-from lrp_compress.errors import UserError
+from lrp_compress.networks.nature import CONV_GEOMETRY, STACK, PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 State = Mapping[str, Tensor]
 KINDS = ("weight", "bias")

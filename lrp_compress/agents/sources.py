@@ -7,9 +7,9 @@ import urllib.request
 from pathlib import Path
 
 from lrp_compress.agents.formats import AGENT_FILES
-from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError
-from lrp_compress.files import value_digest
+from lrp_compress.config.schema import TrackingConfig
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import value_digest
 from lrp_compress.tracking.downloads import SCHEMES, download
 
 HUB = "hf://"

@@ -12,9 +12,9 @@ from typing import Any
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
 from lrp_compress.agents.formats import agents_in, read_foreign
 from lrp_compress.agents.sources import local_file
-from lrp_compress.config import GameConfig, TeacherConfig, TrackingConfig
-from lrp_compress.errors import UserError
-from lrp_compress.files import file_digest
+from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import file_digest
 
 SHIPPED = "auto"
 SCORE = "score"  # in an agent's lineage, the mean return that its file said it has

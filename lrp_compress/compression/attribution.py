@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_compress.agents.networks import PolicyNetwork, fold_dueling
 from lrp_compress.compression.composites import SEEDS, Composite, Rule, Seed, find_composite, pixel_box
+from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
 
 
 @dataclass(frozen=True)

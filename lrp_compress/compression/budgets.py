@@ -17,17 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import all_channels
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning, prunable_layers, rounding
 from lrp_compress.compression.repair import lessons, repair
 from lrp_compress.compression.tuning import STRENGTH
-from lrp_compress.config import PruneConfig
-from lrp_compress.deployment.profiling import profile_network
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import PruneConfig
+from lrp_compress.deployment.measuring.profiling import profile_network
+from lrp_compress.environments.rollouts import Rollouts
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 KEPT = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of a layer's channels, where curves are measured
 REPAIRED_FROM = 512  # states
@@ -44,7 +44,7 @@ class Costs:
     network : PolicyNetwork
         The teacher.
     budget : {"params", "macs"}
-        What counts; see `lrp_compress.deployment.profiling.Profile`.
+        What counts; see `lrp_compress.deployment.measuring.profiling.Profile`.
     """
 
     def __init__(self, network: PolicyNetwork, budget: str) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from lrp_compress.errors import UserError, unknown_name
-from lrp_compress.registry import Registry
+from lrp_compress.support.errors import UserError, unknown_name
+from lrp_compress.support.registry import Registry
 
 GAMMA = 0.25
 EPSILON = 1e-6  # only a stabiliser: rankings are the same from 1e-9 to 1e-3

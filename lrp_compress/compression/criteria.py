@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.compression.attribution import gradient_batches, relevance_batches, traced
 from lrp_compress.compression.losses import default_temperature
-from lrp_compress.config import CriterionConfig
-from lrp_compress.errors import UserError
-from lrp_compress.registry import Registry
+from lrp_compress.config.schema import CriterionConfig
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -17,18 +17,18 @@ import torch
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import faster_precision
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, cores_shared_with_emulators
-from lrp_compress.atari.groups import Emulators
-from lrp_compress.atari.replay import FrameReplay
-from lrp_compress.atari.rollouts import Rollouts, stacks
 from lrp_compress.compression.learner import Learner, Progress
 from lrp_compress.compression.losses import default_temperature
-from lrp_compress.compression.play import Player, label
-from lrp_compress.config import DistillConfig
-from lrp_compress.processes import keep_freed_memory
-from lrp_compress.seeding import stage_seed
+from lrp_compress.compression.visited_states import Player, label
+from lrp_compress.config.schema import DistillConfig
+from lrp_compress.environments.acting import ActionRule, cores_shared_with_emulators
+from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.replay import FrameReplay
+from lrp_compress.environments.rollouts import Rollouts, stacks
+from lrp_compress.networks.fast import faster_precision
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.processes import keep_freed_memory
+from lrp_compress.support.seeding import stage_seed
 
 CHECKS = 20  # comparisons of the student with its best so far over the whole distillation, and more in long ones:
 CHECK_AT_LEAST_EVERY = 25_000  # samples

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from lrp_compress.agents.networks import CONV3_AREA, CONV_GEOMETRY, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import CONV3_AREA, CONV_GEOMETRY, PolicyNetwork, fold_dueling
 
 STRENGTH = 0.5  # 0 leaves all as it is, 1 gives all channels the same largest value (Xiao et al. 2023, equation 4)
 FLOOR = 0.01  # of the layer's largest value: channels that are hardly ever seen active are taken to reach it

@@ -22,15 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import fast_outputs, faster_precision
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.agents.states import load_state, save_state
-from lrp_compress.atari.acting import cores_shared_with_emulators
 from lrp_compress.compression.critic import LinearCritic, estimate_advantages
 from lrp_compress.compression.trajectories import Trajectories, trajectories
-from lrp_compress.config import FinetuneConfig
-from lrp_compress.processes import keep_freed_memory
-from lrp_compress.seeding import stage_seed
+from lrp_compress.config.schema import FinetuneConfig
+from lrp_compress.environments.acting import cores_shared_with_emulators
+from lrp_compress.networks.fast import fast_outputs, faster_precision
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.processes import keep_freed_memory
+from lrp_compress.support.seeding import stage_seed
+from lrp_compress.support.states import load_state, save_state
 
 GAMES = 100  # finished games that the return is the mean of
 ADAM_EPSILON = 1e-5  # as PPO is usually run (Huang et al. 2022, "The 37 Implementation Details of PPO", detail 3)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from lrp_compress.agents.inference import batched_outputs, dense_values, fast_outputs
-from lrp_compress.agents.networks import PolicyNetwork, twin
-from lrp_compress.agents.states import load_state, save_state
-from lrp_compress.atari.replay import FrameReplay
-from lrp_compress.atari.rollouts import LabelledStates
 from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss, match_likelihood
-from lrp_compress.config import DistillConfig
+from lrp_compress.config.schema import DistillConfig
+from lrp_compress.environments.replay import FrameReplay
+from lrp_compress.environments.rollouts import LabelledStates
+from lrp_compress.networks.fast import batched_outputs, dense_values, fast_outputs
+from lrp_compress.networks.nature import PolicyNetwork, twin
+from lrp_compress.support.states import load_state, save_state
 
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
 LEARNING_RATES = {"policy": 2e-3, "q": 3e-4, "dueling": 3e-4}

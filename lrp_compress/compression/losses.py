@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-from lrp_compress.registry import Registry
+from lrp_compress.support.registry import Registry
 
 Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: Registry[Loss] = Registry("distill.loss")

@@ -16,10 +16,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from lrp_compress.agents.networks import CONV_GEOMETRY, STACK, PolicyNetwork
 from lrp_compress.compression.criteria import ChannelScores
-from lrp_compress.config import PruneConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import PruneConfig
+from lrp_compress.networks.nature import CONV_GEOMETRY, STACK, PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 # Multiples that widths are rounded up to, by profile and layer; a layer that is not named takes the last.
 ROUNDING: dict[str, dict[str, int]] = {

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import CONV_GEOMETRY, PolicyNetwork, fold_dueling
 from lrp_compress.compression.equalization import equalize
-from lrp_compress.deployment.deviation import Deviation, deviation
-from lrp_compress.deployment.onnx_models import save_int8
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
-from lrp_compress.files import atomic_path
+from lrp_compress.deployment.files.onnx_models import save_int8
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.deployment.measuring.deviation import Deviation, deviation
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import CONV_GEOMETRY, PolicyNetwork, fold_dueling
+from lrp_compress.support.files import atomic_path
 
 WAYS = ("per_channel", "per_tensor", "equalized")
 RANGE_MEMORY = 0.99  # share of a range that stays after a batch (Jacob et al. 2018, section 3.1)

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_compress.agents.inference import fast_conv1, fast_outputs
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.losses import default_temperature, kl
-from lrp_compress.config import RepairConfig
+from lrp_compress.config.schema import RepairConfig
+from lrp_compress.environments.rollouts import Rollouts
+from lrp_compress.networks.fast import fast_conv1, fast_outputs
+from lrp_compress.networks.nature import PolicyNetwork
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state

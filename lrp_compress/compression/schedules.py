@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lrp_compress.registry import Registry
+from lrp_compress.support.registry import Registry
 
 Schedule = Callable[[float, int], list[float]]
 SCHEDULES: Registry[Schedule] = Registry("prune.schedule")

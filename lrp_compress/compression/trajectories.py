@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import dense_values, fast_outputs
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act, cores_shared_with_emulators
-from lrp_compress.atari.envs import AtariEnvs, Step
-from lrp_compress.atari.groups import env_groups, reset_groups
-from lrp_compress.seeding import stage_seed
+from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_emulators
+from lrp_compress.environments.atari import AtariEnvs, Step
+from lrp_compress.environments.groups import env_groups, reset_groups
+from lrp_compress.networks.fast import dense_values, fast_outputs
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.seeding import stage_seed
 
 SAMPLE = ActionRule("sample", 0.0)
 

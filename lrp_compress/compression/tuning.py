@@ -21,15 +21,15 @@ from optuna import Trial
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import all_channels
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression.composites import RULES
 from lrp_compress.compression.criteria import ChannelScores, score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.compression.repair import lessons, repair
-from lrp_compress.config import CriterionConfig, PruneConfig
+from lrp_compress.config.schema import CriterionConfig, PruneConfig
+from lrp_compress.environments.rollouts import Rollouts
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import PolicyNetwork
 
 TUNED = "lrp_tuned"
 TUNED_GROUPS = ("head", "dense", "conv3", "conv2")  # conv1's rule says nothing of channels

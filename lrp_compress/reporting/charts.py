@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, PercentFormatter
 
-from lrp_compress.figures import ACCENT, KEPT, REMOVED, chart
+from lrp_compress.pictures.figures import ACCENT, KEPT, REMOVED, chart
 from lrp_compress.reporting.records import Group, Record
 from lrp_compress.search.objectives import dominates
 

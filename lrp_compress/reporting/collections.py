@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError, printable
-from lrp_compress.files import read_json
+from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.reporting.records import DAMAGED, Record, find_runs, read_runs
 from lrp_compress.search.studies import FRONT, RUN_DIR, STUDY, Study, load_study
+from lrp_compress.support.errors import UserError, printable
+from lrp_compress.support.files import read_json
 from lrp_compress.tracking.downloads import download_folder
 from lrp_compress.tracking.runs import finished_runs
 

@@ -13,10 +13,10 @@ from typing import Any
 import jinja2
 
 from lrp_compress import __version__
-from lrp_compress.files import write_text
 from lrp_compress.reporting.collections import Collection
 from lrp_compress.reporting.records import Record, as_rows, group_seeds
 from lrp_compress.reporting.sections import make_sections
+from lrp_compress.support.files import write_text
 
 PAGE, TABLE = "report.html", "report.csv"
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins one in a spreadsheet

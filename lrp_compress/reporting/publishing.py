@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lrp_compress.errors import UserError, printable
-from lrp_compress.files import value_digest
 from lrp_compress.reporting.collections import Elsewhere, from_folder
 from lrp_compress.reporting.page import TABLE, write_report
+from lrp_compress.support.errors import UserError, printable
+from lrp_compress.support.files import value_digest
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 

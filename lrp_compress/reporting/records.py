@@ -14,11 +14,11 @@ import yaml
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from lrp_compress.atari.evaluation import BOOTSTRAP_SAMPLES, load_evaluation
-from lrp_compress.config import INCIDENTAL
-from lrp_compress.errors import UserError
-from lrp_compress.files import read_json
-from lrp_compress.resume import STAGES
+from lrp_compress.config.schema import INCIDENTAL
+from lrp_compress.environments.evaluation import BOOTSTRAP_SAMPLES, load_evaluation
+from lrp_compress.stages.resume import STAGES
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import read_json
 from lrp_compress.tracking.journal import JOURNAL, recorded_as
 
 # What reading a damaged file raises.

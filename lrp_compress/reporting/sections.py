@@ -14,13 +14,13 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.reporting.charts import Point, as_svg, criteria_chart, front_chart, ladder_chart, widths_chart
 from lrp_compress.reporting.collections import Collection
 from lrp_compress.reporting.records import Group, Kept, Record, differing
 from lrp_compress.search.charts import hypervolume_chart, importance_chart
 from lrp_compress.search.studies import SETTINGS, Study
+from lrp_compress.support.errors import UserError
 from lrp_compress.tracking.runs import run_page
 
 SHOWN_STUDENTS = 6  # whose widths are drawn

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lrp_compress.figures import KEPT, chart, open_frame
+from lrp_compress.pictures.figures import KEPT, chart, open_frame
 from lrp_compress.search.objectives import RETURN_KEPT
 from lrp_compress.search.studies import SETTINGS
 

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.artifacts import STUDENT
-from lrp_compress.config import Config, SearchConfig, config_hash
-from lrp_compress.delivery import Delivery
-from lrp_compress.errors import UserError
-from lrp_compress.files import write_json
-from lrp_compress.metrics import agent_metrics, ratio_metrics
+from lrp_compress.config.schema import Config, SearchConfig, config_hash
 from lrp_compress.search.objectives import OBJECTIVES, RETURN_KEPT, dominates, objective_values
 from lrp_compress.search.studies import FRONT
-from lrp_compress.seeding import stage_seed
-from lrp_compress.stages import Stages
+from lrp_compress.stages.device_files import Delivery
+from lrp_compress.stages.learning import Stages
+from lrp_compress.stages.metrics import agent_metrics, ratio_metrics
+from lrp_compress.stages.publishing import STUDENT
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import write_json
+from lrp_compress.support.seeding import stage_seed
 from lrp_compress.tracking.downloads import download_of_run
 from lrp_compress.tracking.tracker import Tracker
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from lrp_compress.errors import UserError, unknown_name
+from lrp_compress.support.errors import UserError, unknown_name
 
 RETURN_KEPT = "student/return_kept"
 

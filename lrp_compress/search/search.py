@@ -25,9 +25,7 @@ from rich.console import Console
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.compression.pruning import prunable_layers
-from lrp_compress.config import INCIDENTAL, Config, SearchConfig, flatten
-from lrp_compress.errors import UserError
-from lrp_compress.files import check_writable, write_json
+from lrp_compress.config.schema import INCIDENTAL, Config, SearchConfig, flatten
 from lrp_compress.pipeline import find_teacher, preflight
 from lrp_compress.search.confirming import Candidate, confirm_front
 from lrp_compress.search.objectives import check_objectives
@@ -43,6 +41,8 @@ from lrp_compress.search.studies import (
 )
 from lrp_compress.search.table import front_table
 from lrp_compress.search.trials import OVERRIDES, Launch, run_trials
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import check_writable, write_json
 from lrp_compress.tracking.runs import training_view
 
 # A group that chooses a dimension's value: what the command line calls it, and the dimension.

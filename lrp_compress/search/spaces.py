@@ -12,10 +12,10 @@ from typing import Any, cast
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lrp_compress.agents.networks import CONV_GEOMETRY
 from lrp_compress.compression.composites import COMPOSITES
-from lrp_compress.config import Config, SpaceConfig, flatten
-from lrp_compress.registry import Registry
+from lrp_compress.config.schema import Config, SpaceConfig, flatten
+from lrp_compress.networks.nature import CONV_GEOMETRY
+from lrp_compress.support.registry import Registry
 
 Value = str | int | float
 RATIO_STEP = 0.05  # of a layer's channels: finer ones often give the same widths

@@ -19,11 +19,11 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.study import Study as Study  # for the modules that draw studies
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lrp_compress.config import SearchConfig
-from lrp_compress.errors import UserError, unknown_name
-from lrp_compress.processes import owner, process_lives
-from lrp_compress.registry import Registry
+from lrp_compress.config.schema import SearchConfig
 from lrp_compress.search.objectives import OBJECTIVES
+from lrp_compress.support.errors import UserError, unknown_name
+from lrp_compress.support.processes import owner, process_lives
+from lrp_compress.support.registry import Registry
 from lrp_compress.tracking.stores import locked
 
 T = TypeVar("T")

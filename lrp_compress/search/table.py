@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial
 
-from lrp_compress.config import SearchConfig
+from lrp_compress.config.schema import SearchConfig
 from lrp_compress.search.confirming import Confirmed
-from lrp_compress.tables import FigureTable
+from lrp_compress.support.tables import FigureTable
 
 
 def front_table(config: SearchConfig, front: Sequence[Confirmed], trials: Sequence[FrozenTrial]) -> FigureTable:

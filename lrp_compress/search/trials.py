@@ -12,10 +12,10 @@ from hydra.core.utils import JobReturn
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from lrp_compress.config import SearchConfig
-from lrp_compress.errors import GivenUp
+from lrp_compress.config.schema import SearchConfig
 from lrp_compress.search.objectives import RETURN_KEPT, objective_values
 from lrp_compress.search.studies import ERROR, RUN_DIR, alive, ask, close_dead, requeue
+from lrp_compress.support.errors import GivenUp
 
 logger = logging.getLogger(__name__)
 

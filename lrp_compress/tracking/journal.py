@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrp_compress.files import file_digest, told_damaged, value_digest
+from lrp_compress.support.files import file_digest, told_damaged, value_digest
 
 JOURNAL = "tracking.jsonl"  # within a folder of a run or a sweep
 ENDED = "ended"

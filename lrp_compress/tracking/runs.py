@@ -19,10 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError
-from lrp_compress.files import atomic_path
-from lrp_compress.processes import git_state, owner, process_lives, sigterm_exits
+from lrp_compress.config.schema import TrackingConfig
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import atomic_path
+from lrp_compress.support.processes import git_state, owner, process_lives, sigterm_exits
 from lrp_compress.tracking.journal import Journal
 from lrp_compress.tracking.stores import check_answers, check_database, database_file, locked, resolve_uri
 from lrp_compress.tracking.tracker import MlflowTracker, Tracker, failures_of_stores, set_tags

@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrp_compress.errors import UserError
+from lrp_compress.support.errors import UserError
 
 logger = logging.getLogger(__name__)
 

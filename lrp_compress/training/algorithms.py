@@ -16,12 +16,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import LinearSchedule
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.inference import faster_precision
 from lrp_compress.agents.layouts import fill_state
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork, fold_dueling
-from lrp_compress.config import LearnerConfig
-from lrp_compress.errors import UserError, unknown_name
-from lrp_compress.registry import Registry
+from lrp_compress.config.schema import LearnerConfig
+from lrp_compress.networks.fast import faster_precision
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork, fold_dueling
+from lrp_compress.support.errors import UserError, unknown_name
+from lrp_compress.support.registry import Registry
 from lrp_compress.training.policies import FastNatureCNN
 from lrp_compress.training.ppo import AnnealedPPO
 from lrp_compress.training.replay import FrameReplayBuffer

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.atari.evaluation import Evaluation
-from lrp_compress.config import GameConfig
-from lrp_compress.files import atomic_path
+from lrp_compress.config.schema import GameConfig
+from lrp_compress.environments.evaluation import Evaluation
+from lrp_compress.support.files import atomic_path
 
 LIBRARIES = ("stable-baselines3", "sb3-contrib", "torch", "ale-py", "gymnasium")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from lrp_compress.agents.states import save_state
+from lrp_compress.support.states import save_state
 from lrp_compress.training.replay import FrameReplayBuffer
 
 # How far the learner is; each algorithm has some of them.

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.layouts import network_from_state
-from lrp_compress.agents.states import load_state
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.config import TrainConfig
-from lrp_compress.processes import keep_freed_memory
-from lrp_compress.progress import Pace
-from lrp_compress.seeding import stage_seed
+from lrp_compress.config.schema import TrainConfig
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.support.processes import keep_freed_memory
+from lrp_compress.support.progress import Pace
+from lrp_compress.support.seeding import stage_seed
+from lrp_compress.support.states import load_state
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import begin_with, make_learner
 from lrp_compress.training.checkpoint import restore, save_checkpoint
@@ -112,7 +112,7 @@ def agent_of(learner: BaseAlgorithm, config: TrainConfig) -> Agent:
 class CoresInTurn(BaseCallback):
     """Lets the network compute on half the cores while emulators share them, and on all cores while it learns.
 
-    See `lrp_compress.atari.acting.cores_shared_with_emulators`.
+    See `lrp_compress.environments.acting.cores_shared_with_emulators`.
     """
 
     def _on_training_start(self) -> None:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import Tensor, nn
 
-from lrp_compress.agents.inference import fast_conv1, mixed_precision
+from lrp_compress.networks.fast import fast_conv1, mixed_precision
 
 
 class FastNatureCNN(NatureCNN):

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
-from lrp_compress.atari.replay import FrameReplay
+from lrp_compress.environments.replay import FrameReplay
 
 ACTION, REWARD, DONE = range(3)
 

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from lrp_compress.atari.envs import AtariEnvs
+from lrp_compress.environments.atari import AtariEnvs
 
 
 class AtariVecEnv(VecEnv):

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, load_agent, save_agent
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.errors import UserError
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 

@@ -25,7 +25,7 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from lrp_compress.agents.formats import read_foreign
-from lrp_compress.errors import UserError
+from lrp_compress.support.errors import UserError
 from tests.cli.forks import Forks
 
 OBSERVATIONS = torch.randint(0, 256, (16, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -533,7 +533,7 @@ def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
         nested.write(tmp_path / "packed.pth", "policy.pth")
     script = (
         "import resource, sys\nfrom pathlib import Path\nfrom lrp_compress.agents.formats import read_foreign\n"
-        "from lrp_compress.errors import UserError\n"
+        "from lrp_compress.support.errors import UserError\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = peak()\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
         "    try:\n        read_foreign(path, [6])\n"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrp_compress.agents.inference import batched_outputs, check_device, dense_values, fast_outputs, faster_precision
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
-from lrp_compress.errors import UserError
+from lrp_compress.networks.fast import batched_outputs, check_device, dense_values, fast_outputs, faster_precision
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 NETWORKS = {
     "nature": (NATURE_WIDTHS, "q"),

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import load_teacher
-from lrp_compress.config import GameConfig, TeacherConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import GameConfig, TeacherConfig
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 FILES = 300  # of each format
 SLOWEST = 5.0  # seconds

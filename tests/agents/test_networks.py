@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork, fold_dueling
 
 CONVS = {"conv1": 4, "conv2": 6, "conv3": 5}
 

@@ -11,8 +11,8 @@ import mlflow
 import pytest
 
 from lrp_compress.agents.sources import local_file
-from lrp_compress.config import TrackingConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import TrackingConfig
+from lrp_compress.support.errors import UserError
 from tests.cli.forks import Forks
 
 CONTENT = b"an agent's file" * 1000
@@ -57,7 +57,7 @@ def ask(forks: Forks, tmp_path: Path) -> Callable[[str, str], str]:
     """Fetch a source in a process of its own: the hub's client reads its address when it is imported."""
     code = (
         "import sys, pathlib; from lrp_compress.agents.sources import local_file; "
-        "from lrp_compress.config import TrackingConfig; from lrp_compress.errors import UserError\n"
+        "from lrp_compress.config.schema import TrackingConfig; from lrp_compress.support.errors import UserError\n"
         "try: print(local_file(sys.argv[1], pathlib.Path('cache'), TrackingConfig(None, 'e', 2.0)))\n"
         "except UserError as error: print('refused:', error)"
     )

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.agents.teachers import load_teacher, teacher_path, teachers_dir
-from lrp_compress.atari.envs import minimal_actions
-from lrp_compress.config import GameConfig, TeacherConfig, TrackingConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
+from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)

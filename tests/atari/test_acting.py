@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act, action_rule, choose_actions
+from lrp_compress.environments.acting import ActionRule, act, action_rule, choose_actions
+from lrp_compress.networks.nature import PolicyNetwork
 
 LOGITS = torch.tensor([1.0, 0.0, -2.0, 2.5])
 DRAWS = 40_000

@@ -15,10 +15,10 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.envs import PROTOCOLS, AtariEnvs, Protocol, Step, envs_for
-from lrp_compress.errors import UserError
-from lrp_compress.processes import process_start
+from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Protocol, Step, envs_for
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.processes import process_start
 from tests.cli.forks import Forks
 
 pytestmark = pytest.mark.slow
@@ -332,8 +332,8 @@ def test_an_agent_with_another_number_of_actions(actions: int, action_set: str, 
 def test_a_signal_while_a_step_is_awaited_does_not_keep_the_process(forks: Forks, tmp_path: Path):
     program = """
 import numpy
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.processes import sigterm_exits
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.support.processes import sigterm_exits
 with sigterm_exits(), AtariEnvs("pong", 8, "noop", seed=0) as envs:
     envs.reset()
     print("ready", flush=True)

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act
-from lrp_compress.atari.envs import envs_for
-from lrp_compress.atari.evaluation import (
+from lrp_compress.config.schema import EvaluateConfig, GameConfig
+from lrp_compress.environments.acting import ActionRule, act
+from lrp_compress.environments.atari import envs_for
+from lrp_compress.environments.evaluation import (
     Episode,
     Evaluation,
     bootstrap_interval,
@@ -29,8 +28,9 @@ from lrp_compress.atari.evaluation import (
     return_kept,
     save_evaluation,
 )
-from lrp_compress.atari.groups import Emulators
-from lrp_compress.config import EvaluateConfig, GameConfig
+from lrp_compress.environments.groups import Emulators
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lrp_compress.atari.acting import ActionRule
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.atari.games import Game, play_game, turns
+from lrp_compress.environments.acting import ActionRule
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.environments.games import Game, play_game, turns
 
 pytestmark = pytest.mark.slow
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.envs import AtariEnvs, Step
-from lrp_compress.atari.groups import Emulators, env_groups, reset_groups
+from lrp_compress.environments.atari import AtariEnvs, Step
+from lrp_compress.environments.groups import Emulators, env_groups, reset_groups
+from lrp_compress.networks.nature import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 

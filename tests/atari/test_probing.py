@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari import probing
-from lrp_compress.atari.acting import ActionRule
-from lrp_compress.atari.probing import probe
+from lrp_compress.environments import probing
+from lrp_compress.environments.acting import ActionRule
+from lrp_compress.environments.probing import probe
+from lrp_compress.networks.nature import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 

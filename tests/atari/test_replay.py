@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lrp_compress.atari.replay import FrameReplay
+from lrp_compress.environments.replay import FrameReplay
 
 Batch = tuple[NDArray[np.uint8], torch.Tensor, NDArray[np.bool_], NDArray[np.bool_]]
 

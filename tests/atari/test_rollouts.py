@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import ActionRule, act
-from lrp_compress.atari.envs import envs_for
-from lrp_compress.atari.groups import Emulators
-from lrp_compress.atari.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts, stacks
-from lrp_compress.config import RolloutsConfig
+from lrp_compress.config.schema import RolloutsConfig
+from lrp_compress.environments.acting import ActionRule, act
+from lrp_compress.environments.atari import envs_for
+from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts, stacks
+from lrp_compress.networks.nature import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 

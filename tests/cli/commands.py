@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lrp_compress.checks import conf_dir
-from lrp_compress.commands import COMMANDS
+from lrp_compress.commands.table import COMMANDS
+from lrp_compress.config.checks import conf_dir
 
 REPOSITORY = Path(__file__).parents[2]
 NOT_KEPT = {

@@ -11,8 +11,8 @@ import time
 import types
 from pathlib import Path
 
-from lrp_compress.config import Config
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import Config
+from lrp_compress.support.errors import UserError
 
 
 def preflight(config: Config) -> None:
@@ -42,6 +42,6 @@ if __name__ == "__main__":
     pipeline = types.ModuleType("lrp_compress.pipeline")
     vars(pipeline).update(preflight=preflight, run=run)
     sys.modules["lrp_compress.pipeline"] = pipeline
-    from lrp_compress.cli import main
+    from lrp_compress.commands.cli import main
 
     main()

@@ -24,16 +24,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lrp_compress.commands import COMMANDS
+from lrp_compress.commands.table import COMMANDS
 from lrp_compress.compression.attribution import _mend_torchvision
-from lrp_compress.processes import process_start
+from lrp_compress.support.processes import process_start
 from lrp_compress.tracking.runs import import_mlflow
 from tests.cli.commands import REPOSITORY, environment
 
 PATIENCE_S = 240
 # What commands import only when they need it, or torch when it first learns.
 LATER = (
-    *("lrp_compress.cli", "lrp_compress.search.search", "lrp_compress.reporting.publishing"),
+    *("lrp_compress.commands.cli", "lrp_compress.search.search", "lrp_compress.reporting.publishing"),
     *("mlflow.store.tracking.sqlalchemy_store", "matplotlib.backends.backend_agg"),
     *("torch._dynamo", "zennit.core", "zennit.rules"),
 )

@@ -11,11 +11,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.config import FirmwareConfig
-from lrp_compress.errors import UserError
-from lrp_compress.microcontroller import preflight, put_on_board
+from lrp_compress.commands.firmware import preflight, put_on_board
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import FirmwareConfig
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 from lrp_compress.tracking.tracker import Tracker
 from tests.cli.commands import Command
 from tests.deployment.arm import needs_arm_tools

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lrp_compress.checks import options
-from lrp_compress.commands import COMMANDS
+from lrp_compress.commands.table import COMMANDS
+from lrp_compress.config.checks import options
 from tests.cli.commands import Command, default_options
 
 

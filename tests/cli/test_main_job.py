@@ -21,11 +21,11 @@ from PIL import Image
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.evaluation import Evaluation, load_evaluation
-from lrp_compress.config import TrackingConfig
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
-from lrp_compress.files import SUMS
+from lrp_compress.config.schema import TrackingConfig
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.environments.evaluation import Evaluation, load_evaluation
 from lrp_compress.reporting.records import find_runs
+from lrp_compress.support.files import SUMS
 from lrp_compress.tracking.downloads import download_folder
 from tests.cli.commands import REPOSITORY, environment
 from tests.cli.forks import Forks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lrp_compress.cli import sweep_folder
+from lrp_compress.commands.cli import sweep_folder
 from tests.cli.commands import Command
 from tests.cli.forks import Forks
 

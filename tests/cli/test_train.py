@@ -16,7 +16,7 @@ from mlflow.entities import Run
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.files import read_json
+from lrp_compress.support.files import read_json
 from tests.cli.commands import Command, environment
 from tests.cli.forks import Forks
 

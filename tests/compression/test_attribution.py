@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.compression import attribution
 from lrp_compress.compression.attribution import gradient_batches, heat_maps, relevance, relevance_batches, traced
 from lrp_compress.compression.composites import COMPOSITES, SEEDS
-from lrp_compress.errors import UserError
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 16}

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import all_channels
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.compression.budgets import (
     Costs,
     check_budget,
@@ -21,9 +20,10 @@ from lrp_compress.compression.budgets import (
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.compression.schedules import cumulative_ratios
-from lrp_compress.config import PruneConfig
-from lrp_compress.deployment.profiling import profile_network
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import PruneConfig
+from lrp_compress.deployment.measuring.profiling import profile_network
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.support.errors import UserError
 from tests.compression.networks import CONVS, NETWORKS
 from tests.compression.test_tuning import played, small_network
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.compression.attribution import relevance
 from lrp_compress.compression.criteria import CRITERIA, Criterion, score_channels
 from lrp_compress.compression.losses import default_temperature, kl
-from lrp_compress.config import CriterionConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import CriterionConfig
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 16}

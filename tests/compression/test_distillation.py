@@ -14,20 +14,20 @@ import torch
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
-from lrp_compress.agents.inference import batched_outputs, dense_values
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import ActionRule
-from lrp_compress.atari.groups import Emulators
-from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
-from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.distillation import Distillation, distill
 from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
-from lrp_compress.config import DistillConfig, PruneConfig, RolloutsConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.checks import conf_dir
+from lrp_compress.config.schema import DistillConfig, PruneConfig, RolloutsConfig
+from lrp_compress.environments.acting import ActionRule
+from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
+from lrp_compress.networks.fast import batched_outputs, dense_values
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 pytestmark = pytest.mark.slow
 

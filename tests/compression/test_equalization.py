@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import collect_rollouts
 from lrp_compress.compression.equalization import equalize
 from lrp_compress.compression.quantization import quantize_static
-from lrp_compress.config import RolloutsConfig
+from lrp_compress.config.schema import RolloutsConfig
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import collect_rollouts
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import PolicyNetwork
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,14 @@ import torch
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.checks import conf_dir
 from lrp_compress.compression.finetuning import WARM_UP, ProximalLearner, Update, finetune
 from lrp_compress.compression.trajectories import Trajectories, trajectories
-from lrp_compress.config import FinetuneConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.checks import conf_dir
+from lrp_compress.config.schema import FinetuneConfig
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lrp_compress.compression.losses import LOSSES, default_temperature, hint_loss, match_likelihood
-from lrp_compress.errors import UserError
+from lrp_compress.support.errors import UserError
 
 STUDENT = torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 3.0]])
 TEACHER = torch.tensor([[2.0, 0.0, 0.5], [1.0, -1.0, 2.0]])

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import batched_outputs, dense_values
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import ActionRule
-from lrp_compress.atari.groups import Emulators
-from lrp_compress.compression.play import Player
+from lrp_compress.compression.visited_states import Player
+from lrp_compress.environments.acting import ActionRule
+from lrp_compress.environments.groups import Emulators
+from lrp_compress.networks.fast import batched_outputs, dense_values
+from lrp_compress.networks.nature import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import all_channels
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning, prunable_layers
 from lrp_compress.compression.schedules import cumulative_ratios
-from lrp_compress.config import PruneConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import PruneConfig
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.support.errors import UserError
 from tests.compression import networks
 
 NETWORKS = networks.NETWORKS | {"equal widths": ({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 6, "fc2": 6}, "q")}

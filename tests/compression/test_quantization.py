@@ -10,15 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.inference import fast_outputs
-from lrp_compress.agents.networks import CONV_GEOMETRY, PolicyNetwork, fold_dueling
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import collect_rollouts
 from lrp_compress.compression.quantization import full_precision, quantization_aware, quantize_static
-from lrp_compress.config import RolloutsConfig
-from lrp_compress.deployment.deviation import deviation
-from lrp_compress.deployment.onnx_models import save_int8
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.config.schema import RolloutsConfig
+from lrp_compress.deployment.files.onnx_models import save_int8
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.deployment.measuring.deviation import deviation
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import collect_rollouts
+from lrp_compress.networks.fast import fast_outputs
+from lrp_compress.networks.nature import CONV_GEOMETRY, PolicyNetwork, fold_dueling
 
 WIDTHS = {"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}
 

@@ -12,17 +12,17 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from lrp_compress.agents.checkpoints import all_channels, load_agent
-from lrp_compress.agents.inference import batched_outputs
-from lrp_compress.agents.networks import CONV3_AREA, PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import Rollouts, collect_rollouts
-from lrp_compress.checks import conf_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.compression.repair import STRENGTHS, _fit_heads, _solve, _solve_few, _sums, lessons, repair
-from lrp_compress.config import CriterionConfig, PruneConfig, RolloutsConfig
+from lrp_compress.config.checks import conf_dir
+from lrp_compress.config.schema import CriterionConfig, PruneConfig, RolloutsConfig
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
+from lrp_compress.networks.fast import batched_outputs
+from lrp_compress.networks.nature import CONV3_AREA, PolicyNetwork
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
-from lrp_compress.errors import UserError
+from lrp_compress.support.errors import UserError
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.names())

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent
-from lrp_compress.agents.inference import batched_outputs, dense_values
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.envs import AtariEnvs
 from lrp_compress.compression.trajectories import Trajectories, trajectories
-from lrp_compress.seeding import stage_seed
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.networks.fast import batched_outputs, dense_values
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.seeding import stage_seed
 
 pytestmark = pytest.mark.slow
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.rollouts import Rollouts
 from lrp_compress.compression import tuning
 from lrp_compress.compression.attribution import relevance
 from lrp_compress.compression.composites import GROUPS, RULES, find_composite
 from lrp_compress.compression.tuning import Effort, Exam, tune
-from lrp_compress.config import CriterionConfig, PruneConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import CriterionConfig, PruneConfig
+from lrp_compress.environments.rollouts import Rollouts
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 pytestmark = pytest.mark.slow
 

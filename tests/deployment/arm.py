@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lrp_compress.deployment.building import GCC, PACKAGES, QEMU
+from lrp_compress.deployment.c.building import GCC, PACKAGES, QEMU
 
 needs_arm_tools = pytest.mark.skipif(
     shutil.which(GCC) is None or shutil.which(QEMU) is None,

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.deployment.onnx_models import save_int8
+from lrp_compress.deployment.files.onnx_models import save_int8
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.networks.nature import PolicyNetwork
 
 SMALL = {"conv1": 8, "conv2": 16, "conv3": 16, "fc1": 64}
 

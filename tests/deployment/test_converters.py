@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.deployment.exports import EXPORTS, Deliverable, Int8Source, check_exports
-from lrp_compress.errors import UserError
+from lrp_compress.deployment.files.exports import EXPORTS, Deliverable, Int8Source, check_exports
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 from tests.deployment.int8_files import SMALL, observations
 
 FORMATS = {"litert": "tflite", "executorch": "pte"}

@@ -10,11 +10,11 @@ import torch
 
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import collect_rollouts
-from lrp_compress.config import RolloutsConfig
-from lrp_compress.deployment.onnx_models import save_int8
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
+from lrp_compress.config.schema import RolloutsConfig
+from lrp_compress.deployment.files.onnx_models import save_int8
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import collect_rollouts
 from tests.deployment.exact import exact_outputs
 
 pytestmark = pytest.mark.slow

@@ -14,15 +14,15 @@ import onnx
 import pytest
 import torch
 
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.deployment import building
-from lrp_compress.deployment.boards import BOARDS
-from lrp_compress.deployment.building import STACK_BYTES, Firmware, build_firmware
-from lrp_compress.deployment.c_source import CSource, example_outputs, export_c
-from lrp_compress.deployment.emulation import EmulatedBoard
-from lrp_compress.deployment.integer_layers import read_int8
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
-from lrp_compress.errors import UserError
+from lrp_compress.deployment.c import building
+from lrp_compress.deployment.c.boards import BOARDS
+from lrp_compress.deployment.c.building import STACK_BYTES, Firmware, build_firmware
+from lrp_compress.deployment.c.emulation import EmulatedBoard
+from lrp_compress.deployment.c.integer_layers import read_int8
+from lrp_compress.deployment.c.source import CSource, example_outputs, export_c
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.int8_files import SMALL, observations, write_int8
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.config import LatencyConfig
-from lrp_compress.deployment import latency as module
-from lrp_compress.deployment.latency import (
+from lrp_compress.config.schema import LatencyConfig
+from lrp_compress.deployment.files.onnx_models import save_float
+from lrp_compress.deployment.measuring import latency as module
+from lrp_compress.deployment.measuring.latency import (
     Decision,
     Latency,
     measure_latency,
@@ -27,7 +27,7 @@ from lrp_compress.deployment.latency import (
     torch_decision,
     turn_orders,
 )
-from lrp_compress.deployment.onnx_models import save_float
+from lrp_compress.networks.nature import PolicyNetwork
 
 CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1, max_spread=0.2, max_rounds=9)
 OBSERVATION = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)

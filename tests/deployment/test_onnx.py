@@ -13,16 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import PolicyNetwork
-from lrp_compress.atari.acting import action_rule
-from lrp_compress.atari.rollouts import collect_rollouts
-from lrp_compress.config import RolloutsConfig
-from lrp_compress.deployment.cold_start import cold_start
-from lrp_compress.deployment.deviation import deviation
-from lrp_compress.deployment.exports import EXPORTS, Deliverable, Int8Source, check_exports
-from lrp_compress.deployment.onnx_models import OPSET, save_float, save_int8
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
-from lrp_compress.errors import UserError
+from lrp_compress.config.schema import RolloutsConfig
+from lrp_compress.deployment.files.exports import EXPORTS, Deliverable, Int8Source, check_exports
+from lrp_compress.deployment.files.onnx_models import OPSET, save_float, save_int8
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.deployment.measuring.cold_start import cold_start
+from lrp_compress.deployment.measuring.deviation import deviation
+from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.rollouts import collect_rollouts
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
 
 WIDTHS = {
     "policy": {"conv1": 5, "conv2": 6, "conv3": 7, "fc1": 9},

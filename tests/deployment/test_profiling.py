@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
-from lrp_compress.deployment.profiling import profile_network
+from lrp_compress.deployment.measuring.profiling import profile_network
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
 
 CONVS = {"conv1": 3, "conv2": 5, "conv3": 7}
 

@@ -12,7 +12,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from lrp_compress.config import TrackingConfig
+from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.reporting.collections import Elsewhere, from_folder
 from lrp_compress.reporting.page import write_report
 from lrp_compress.tracking.journal import JOURNAL, Journal

@@ -21,17 +21,17 @@ from PIL import Image
 from scipy import stats
 
 import lrp_compress
-from lrp_compress.atari.evaluation import Episode, Evaluation, save_evaluation
-from lrp_compress.checks import conf_dir, register_schemas
-from lrp_compress.config import SearchConfig, SpaceConfig, TrackingConfig
-from lrp_compress.errors import UserError
-from lrp_compress.files import write_json
+from lrp_compress.config.checks import conf_dir, register_schemas
+from lrp_compress.config.schema import SearchConfig, SpaceConfig, TrackingConfig
+from lrp_compress.environments.evaluation import Episode, Evaluation, save_evaluation
 from lrp_compress.reporting.charts import _on_front, criteria_chart, front_chart
 from lrp_compress.reporting.collections import Elsewhere, _front, from_filter, from_folder, from_folders, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, table, write_report
 from lrp_compress.reporting.records import differing, find_runs, group_seeds, seed_interval
 from lrp_compress.search.studies import open_study
 from lrp_compress.search.trials import run_trials
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import write_json
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 from tests.search.test_studies import launcher

@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from lrp_compress.agents.teachers import teachers_dir
-from lrp_compress.checks import check_config, conf_dir, register_schemas
-from lrp_compress.config import Config, SearchConfig, SpaceConfig, config_hash
-from lrp_compress.files import read_json
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config, SearchConfig, SpaceConfig, config_hash
 from lrp_compress.pipeline import find_teacher
 from lrp_compress.search.confirming import Candidate, confirm_front
+from lrp_compress.support.files import read_json
 from lrp_compress.tracking.runs import open_run
 
 pytestmark = pytest.mark.slow

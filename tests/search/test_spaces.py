@@ -10,9 +10,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lrp_compress.checks import check_config, conf_dir, register_schemas
 from lrp_compress.compression.schedules import SCHEDULES
-from lrp_compress.config import Config, SpaceConfig
+from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.schema import Config, SpaceConfig
 from lrp_compress.search.search import read_arguments
 from lrp_compress.search.spaces import Dimensions, pruning_schedule, removed, starting_points
 

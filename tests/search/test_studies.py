@@ -22,11 +22,11 @@ from omegaconf import OmegaConf
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from lrp_compress.config import SearchConfig, SpaceConfig
-from lrp_compress.errors import GivenUp, UserError
-from lrp_compress.processes import owner
+from lrp_compress.config.schema import SearchConfig, SpaceConfig
 from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts, open_study, storage_answers
 from lrp_compress.search.trials import run_trials
+from lrp_compress.support.errors import GivenUp, UserError
+from lrp_compress.support.processes import owner
 from tests.cli.commands import REPOSITORY
 from tests.cli.forks import Forks
 
@@ -183,7 +183,7 @@ def test_a_trial_of_a_killed_worker_is_queued_again(shared: SearchConfig, forks:
     code = (
         "import sys, time\n"
         "from tests.search.test_studies import *\n"
-        "from lrp_compress.checks import check_search\n"
+        "from lrp_compress.config.checks import check_search\n"
         "config = check_search(OmegaConf.to_container(OmegaConf.load(sys.argv[1])))\n"
         "def launch(overrides, first):\n"
         "    print(first, flush=True)\n"
@@ -259,7 +259,7 @@ def test_workers_that_begin_at_once_share_a_new_database(shared: SearchConfig, f
     code = (
         "import sys, time\n"
         "from tests.search.test_studies import *\n"
-        "from lrp_compress.checks import check_search\n"
+        "from lrp_compress.config.checks import check_search\n"
         "config = check_search(OmegaConf.to_container(OmegaConf.load(sys.argv[1])))\n"
         "while not Path(sys.argv[2]).exists(): time.sleep(0.001)\n"
         "run(config, lambda number: METRICS)\n"

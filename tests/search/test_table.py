@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
-from lrp_compress.config import Config, SearchConfig
+from lrp_compress.config.schema import Config, SearchConfig
 from lrp_compress.search.confirming import Candidate, Confirmed
 from lrp_compress.search.table import front_table
 

@@ -26,13 +26,13 @@ import pytest
 
 import lrp_compress
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
-from lrp_compress.agents.networks import PolicyNetwork
 from lrp_compress.agents.sources import local_file
-from lrp_compress.config import TrackingConfig
-from lrp_compress.deployment.onnx_models import save_float
-from lrp_compress.deployment.onnx_sessions import OnnxPolicy
-from lrp_compress.errors import UserError
-from lrp_compress.processes import process_start
+from lrp_compress.config.schema import TrackingConfig
+from lrp_compress.deployment.files.onnx_models import save_float
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.processes import process_start
 from lrp_compress.tracking import runs as tracking
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.tracker import BUFFER_METRICS, MlflowTracker
@@ -46,7 +46,7 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and what they start, ignore it
 from pathlib import Path
 from lrp_compress.tracking import runs as tracking
-from lrp_compress.config import TrackingConfig
+from lrp_compress.config.schema import TrackingConfig
 
 uri, config_hash, action = sys.argv[1:]
 while action == "end" and not Path("begin").exists():
@@ -234,7 +234,7 @@ def test_null_store_keeps_nothing_and_costs_nothing(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         "from pathlib import Path\n"
         "from lrp_compress.tracking import runs as tracking\n"
-        "from lrp_compress.config import TrackingConfig\n"
+        "from lrp_compress.config.schema import TrackingConfig\n"
         "config = TrackingConfig(uri=None, experiment='test', timeout_s=5)\n"
         "with tracking.open_run(config, name='n', config_hash='abc', tags={}, params={'a': 1}) as tracker:\n"
         "    tracker.metrics({'loss': 1.0})\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import lrp_compress
-from lrp_compress.errors import UserError
+from lrp_compress.support.errors import UserError
 from lrp_compress.tracking.stores import check_answers, check_database, resolve_uri
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
@@ -64,7 +64,7 @@ def test_check_refuses_a_folder_that_is_not_writable(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from lrp_compress.tracking.stores import check_database\n"
-        "from lrp_compress.errors import UserError\n"
+        "from lrp_compress.support.errors import UserError\n"
         "from pathlib import Path\n"
         "folder = os.open(sys.argv[1], os.O_RDONLY)\n"
         "os.fchdir(folder)\n"

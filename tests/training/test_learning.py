@@ -17,11 +17,11 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
-from lrp_compress.agents.networks import NATURE_WIDTHS, PolicyNetwork
-from lrp_compress.agents.states import load_state
-from lrp_compress.checks import check_config, conf_dir, options, register_schemas
-from lrp_compress.config import TrainConfig
-from lrp_compress.errors import UserError
+from lrp_compress.config.checks import check_config, conf_dir, options, register_schemas
+from lrp_compress.config.schema import TrainConfig
+from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.states import load_state
 from lrp_compress.tracking.tracker import Tracker
 from lrp_compress.training.algorithms import begin_with, make_learner
 from lrp_compress.training.checkpoint import restore, save_checkpoint

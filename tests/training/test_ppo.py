@@ -13,9 +13,9 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
 
-from lrp_compress.agents.states import load_state
-from lrp_compress.atari.envs import AtariEnvs
-from lrp_compress.config import LearnerConfig
+from lrp_compress.config.schema import LearnerConfig
+from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.support.states import load_state
 from lrp_compress.training.algorithms import make_learner
 from lrp_compress.training.checkpoint import restore, save_checkpoint
 from lrp_compress.training.ppo import AnnealedPPO

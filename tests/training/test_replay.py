@@ -10,7 +10,7 @@ import pytest
 import torch
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from lrp_compress.atari.envs import AtariEnvs
+from lrp_compress.environments.atari import AtariEnvs
 from lrp_compress.training.replay import FrameReplayBuffer
 from lrp_compress.training.vec_env import AtariVecEnv
 

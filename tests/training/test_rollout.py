@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from lrp_compress.atari.envs import AtariEnvs
+from lrp_compress.environments.atari import AtariEnvs
 from lrp_compress.training.rollout import PixelRolloutBuffer
 from lrp_compress.training.vec_env import AtariVecEnv
 

@@ -9,7 +9,7 @@ import pytest
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from lrp_compress.atari.envs import AtariEnvs, Step
+from lrp_compress.environments.atari import AtariEnvs, Step
 from lrp_compress.training.vec_env import AtariVecEnv
 
 pytestmark = pytest.mark.slow

@@ -1,1 +1,0 @@
-"""Playing Atari games: environments, rollouts and evaluation."""

@@ -1,0 +1,1 @@
+"""The settings: their types, their ranges, their checks."""

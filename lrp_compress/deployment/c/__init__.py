@@ -1,0 +1,1 @@
+"""A student as C code, and as firmware for a board."""

@@ -1,0 +1,1 @@
+"""Games: emulators, and agents that act in them."""

@@ -1,0 +1,85 @@
+"""A short look at how an agent plays, to find out whether it makes use of what it sees."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_emulators
+from lrp_compress.environments.atari import AtariEnvs, envs_for
+
+ENVS = 16
+STEPS = 400
+STANDARD_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What an agent and random actions earned in the same number of steps.
+
+    Attributes
+    ----------
+    game : str
+        The game played.
+    steps : int
+        Steps per environment.
+    reward, random : float
+        Mean unclipped reward of an environment, of the agent's play and of uniformly random actions.
+    better : bool
+        The agent's is higher by more than two standard errors of the difference.
+    fire_on_life_loss : bool
+        Whether FIRE was pressed for the agent.
+    """
+
+    game: str
+    steps: int
+    reward: float
+    random: float
+    better: bool
+    fire_on_life_loss: bool
+
+    def __str__(self) -> str:
+        other = "false" if self.fire_on_life_loss else "true"
+        return (
+            f"the teacher plays {self.game} no better than random actions (reward {self.reward:.1f} against "
+            f"{self.random:.1f} in {self.steps} steps); usual causes: FIRE after a lost life (try "
+            f"teacher.fire_on_life_loss={other}), another action set, another frame skip (teacher.frame_skip), "
+            "observations scaled or stacked in another way"
+        )
+
+
+def probe(agent: Agent, rule: ActionRule, protocol: str, seed: int) -> Probe:
+    """Play some hundred steps with an agent, and as many at random.
+
+    Parameters
+    ----------
+    agent : Agent
+        Who plays.
+    rule : ActionRule
+        How it chooses actions.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Of environments and actions.
+    """
+    with cores_shared_with_emulators(), envs_for(agent, ENVS, protocol, seed) as envs:
+        own = _rewards(agent, envs, rule, seed)
+        random = _rewards(agent, envs, ActionRule("greedy", 1.0), seed)
+    error = math.sqrt((own.var(ddof=1) + random.var(ddof=1)) / ENVS)
+    means = float(own.mean()), float(random.mean())
+    better = bool(means[0] - means[1] > STANDARD_ERRORS * error)
+    return Probe(agent.info.game, STEPS, *means, better, agent.info.fire_on_life_loss)
+
+
+def _rewards(agent: Agent, envs: AtariEnvs, rule: ActionRule, seed: int) -> NDArray[np.float64]:
+    rng = np.random.default_rng(seed)
+    total = np.zeros(ENVS)
+    step = envs.reset()
+    for _ in range(STEPS):
+        step = envs.step(act(agent.network, step.observations, rule, rng)[0])
+        total += step.rewards
+    return total

@@ -1,0 +1,138 @@
+"""The same command again: what has finished is shown, what has not is continued, what failed beside it is repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lrp_compress.config.schema import Config, FirmwareConfig, TrainConfig, config_hash, flatten
+from lrp_compress.support.errors import UserError
+from lrp_compress.support.files import read_json, told_damaged, write_json
+from lrp_compress.tracking.journal import JOURNAL, Journal
+from lrp_compress.tracking.runs import open_run
+from lrp_compress.tracking.tracker import Tracker
+
+STAGES = "stages"  # folder of the finished stages, within a run's
+RESULT = "result.json"  # final metrics, within a run's folder
+LOCK = ".lock"  # held by the process that works in a run's folder
+FAILED = "/failed"  # ends the name of a metric that is 1 where something beside the result has failed
+
+
+def run_once(
+    config: Config | TrainConfig | FirmwareConfig,
+    run_dir: Path,
+    identity: Mapping[str, str],
+    tags: Mapping[str, str],
+    work: Callable[[Tracker], dict[str, float]],
+    console: Console,
+) -> dict[str, float]:
+    """Do a run, or go on with it, or find that it is done.
+
+    Parameters
+    ----------
+    config : Config, TrainConfig or FirmwareConfig
+        The checked configuration; its hash is part of the run's identity.
+    run_dir : Path
+        The run's folder. Under ``force`` the stages in it are removed.
+    identity : mapping of str to str
+        What else the results depend on.
+    tags : mapping of str to str
+        Of the run in MLflow.
+    work : callable
+        Does what is not done yet and returns the final metrics.
+    console : Console
+        Where a run that is done is mentioned.
+
+    Returns
+    -------
+    dict of str to float
+        The final metrics.
+
+    Raises
+    ------
+    UserError
+        If another process works in the folder, or it holds another run and `config` does not say ``force``.
+    """
+    with _claimed(run_dir):
+        return _run_once(config, run_dir, {"config_hash": config_hash(config), **identity}, tags, work, console)
+
+
+def _run_once(
+    config: Config | TrainConfig | FirmwareConfig,
+    run_dir: Path,
+    identity: Mapping[str, str],
+    tags: Mapping[str, str],
+    work: Callable[[Tracker], dict[str, float]],
+    console: Console,
+) -> dict[str, float]:
+    result, stamp = run_dir / RESULT, run_dir / "identity.json"
+    before = _known(stamp)
+    if before not in (None, identity) and not config.force:
+        raise UserError(
+            f"{run_dir} holds another run, made with other settings or another agent; choose another hydra.run.dir, or "
+            "force=true to replace it"
+        )
+    if config.force or before is None:
+        result.unlink(missing_ok=True)
+        (run_dir / JOURNAL).unlink(missing_ok=True)
+        if config.force:
+            shutil.rmtree(run_dir / STAGES, ignore_errors=True)
+        write_json(stamp, identity)
+    finished = _known(result)
+    journal = Journal(run_dir / JOURNAL)
+    done = finished is not None and not failures(finished)
+    if done and (journal.ended or not journal.records or config.tracking.uri is None):
+        console.print(f"{config.run_name} has finished before; force=true runs it again.")
+    else:
+        with open_run(
+            config.tracking,
+            name=config.run_name,
+            config_hash=identity["config_hash"],
+            tags={"game": config.game.name, "run_dir": str(run_dir.resolve()), **tags},
+            params=flatten(config),
+            again=bool(journal.records) or finished is not None,
+            journal=journal,
+        ) as tracker:
+            if done:
+                console.print(f"{config.run_name} has finished before; {config.tracking.uri} is given its records.")
+            else:
+                metrics = work(tracker)
+                tracker.metrics(metrics)
+                tracker.artifact(run_dir / ".hydra")
+                write_json(result, metrics)
+    values: dict[str, float] = read_json(result)
+    return values
+
+
+@contextlib.contextmanager
+def _claimed(run_dir: Path) -> Iterator[None]:
+    """Keep other processes, also those of other containers, out of a run's folder; the lock ends with this process."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another process works in {run_dir}; wait until it has finished, or stop it") from error
+        yield
+
+
+def _known(path: Path) -> Any:
+    """Read one of our files, or nothing where it is not there or damaged."""
+    try:
+        return read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        told_damaged(path, error)
+        return None
+
+
+def failures(metrics: Mapping[str, float]) -> list[str]:
+    """Name what has failed beside a run's result, such as ``export/c``; the same command repeats it."""
+    return [name.removesuffix(FAILED) for name, value in metrics.items() if name.endswith(FAILED) and value]
