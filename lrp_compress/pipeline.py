@@ -23,8 +23,8 @@ from lrp_compress.config.schema import Config
 from lrp_compress.deployment.files.exports import check_exports
 from lrp_compress.environments.atari import envs_for, minimal_actions
 from lrp_compress.networks.fast import check_device
-from lrp_compress.stages.device_files import Delivery
-from lrp_compress.stages.learning import Stages
+from lrp_compress.stages import device_files, judging, learning, playing
+from lrp_compress.stages.context import Run
 from lrp_compress.stages.metrics import agent_metrics, at_a_glance, int8_metrics, named, ratio_metrics
 from lrp_compress.stages.publishing import MAPS, SMALL_MAPS, STUDENT, publish
 from lrp_compress.stages.resume import RESULT, STAGES, failures, run_once
@@ -60,37 +60,36 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
     dict of str to float
         The final metrics, by the names of the tracking contract (``teacher/return_mean`` and so on).
     """
-    stage = Stages(config, teacher, digest, run_dir / STAGES, tracker)
-    stage.probe()
-    rollouts = stage.rollouts()
+    run = Run(config, teacher, digest, run_dir / STAGES, tracker)
+    playing.probe_teacher(run)
+    rollouts = playing.rollouts(run)
 
     student = teacher
-    prune = stage.ratios(rollouts)
+    prune = learning.ratios(run, rollouts)
     ratios = cumulative_ratios(prune.schedule, prune.ratio, prune.steps)
     for step, ratio in enumerate(ratios, start=1):
-        scores = stage.score(student, rollouts, step)
-        plan = stage.plan(student, scores, step, ratio)
-        pruned = stage.prune(student, plan, step)
-        repaired = stage.repair(pruned, rollouts, step)
-        student = stage.distill(repaired, rollouts, step, last=step == len(ratios))
+        scores = learning.score(run, student, rollouts, step)
+        plan = learning.plan(run, prune, student, scores, step, ratio)
+        pruned = learning.prune(run, student, plan, step)
+        repaired = learning.repair(run, pruned, rollouts, step)
+        student = learning.distill(run, repaired, rollouts, step, last=step == len(ratios))
         if step == len(ratios):
-            student = stage.finetune(student)
+            student = learning.finetune(run, student)
         steps = {"pruned": pruned} | ({"repaired": repaired} if config.repair.kind != "none" else {})
-        metrics = stage.compare(steps | {"student": student}, rollouts, step)
+        metrics = judging.compare(run, steps | {"student": student}, rollouts, step)
 
     agents = {"teacher": teacher} | (steps if config.prune.evaluate else {}) | {"student": student}
-    evaluations = {name: stage.evaluate(agent, name) for name, agent in agents.items()}
-    delivery = Delivery(stage, student)
-    files = delivery.float_files(agents)
-    if int8 := delivery.quantize(rollouts, evaluations["student"]):
+    evaluations = {name: judging.evaluate(run, agent, name) for name, agent in agents.items()}
+    files, seen = device_files.float_files(run, agents), device_files.OwnPlay(run, student)
+    if int8 := device_files.quantize(run, student, seen, rollouts, evaluations["student"]):
         evaluations["int8"], files["int8"] = int8.evaluation, int8.source.path
         metrics |= named("int8", int8_metrics(int8.quantization, files["int8"].stat().st_size, int8.distilled))
-    latencies = delivery.measure(agents, files, rollouts)
-    metrics |= agent_metrics(agents, evaluations, latencies, delivery.cold_starts(files))
+    latencies = judging.measure(run, agents, files, rollouts)
+    metrics |= agent_metrics(agents, evaluations, latencies, judging.cold_starts(run, files))
     metrics |= ratio_metrics(config, metrics, evaluations, latencies)
     if not (run_dir / RESULT).exists():  # else only an export is left to do
         announced("publish", lambda: publish(config, agents, files["student"], rollouts, evaluations, run_dir, tracker))
-    return metrics | delivery.export(files, int8)
+    return metrics | device_files.export(run, student, seen, files["student"], int8)
 
 
 def preflight(config: Config) -> None:

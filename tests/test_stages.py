@@ -16,7 +16,9 @@ from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config
 from lrp_compress.deployment.measuring.profiling import profile_network
 from lrp_compress.networks.nature import PolicyNetwork
-from lrp_compress.stages.learning import Stages
+from lrp_compress.stages.context import Run
+from lrp_compress.stages.judging import evaluate
+from lrp_compress.stages.learning import plan, prune, ratios, score
 from lrp_compress.support.files import read_json
 from lrp_compress.tracking.tracker import Tracker
 from tests.compression.test_tuning import WIDTHS as WIDTHS_BY_HEAD
@@ -37,8 +39,8 @@ def test_the_undistilled_networks_play_fewer_games(tmp_path: Path, episodes: int
         config = check_config(compose("config", ["+game=breakout", f"cache_dir={tmp_path}", *overrides]), Config)
     network = PolicyNetwork({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", 4)
     agent = Agent(network, AgentInfo("breakout", "minimal", True, {}, {}))
-    stages = Stages(config, agent, "digest", tmp_path / "stages", Tracker())
-    games = {name: len(stages.evaluate(agent, name).episodes) for name in ("teacher", "pruned", "repaired", "student")}
+    run = Run(config, agent, "digest", tmp_path / "stages", Tracker())
+    games = {name: len(evaluate(run, agent, name).episodes) for name in ("teacher", "pruned", "repaired", "student")}
     assert games == {"teacher": episodes, "pruned": fewer, "repaired": fewer, "student": episodes}
 
 
@@ -68,16 +70,18 @@ def test_tuned_rules_and_chosen_widths_are_noted_and_read_again(tmp_path: Path, 
     rollouts, noted = played(network), (Noted(), Noted())
     plans = []
     for tracker in noted:
-        stages = Stages(config, agent, "digest", tmp_path / "stages", tracker)
-        ratio = stages.ratios(rollouts).ratio
-        scores = stages.score(agent, rollouts, 1)
-        plans.append(stages.plan(agent, scores, 1, ratio))
-        student = stages.prune(agent, plans[-1], 1)
+        run = Run(config, agent, "digest", tmp_path / "stages", tracker)
+        chosen = ratios(run, rollouts)
+        scores = score(run, agent, rollouts, 1)
+        plans.append(plan(run, chosen, agent, scores, 1, chosen.ratio))
+        student = prune(run, agent, plans[-1], 1)
     macs = [profile_network(one.network).macs for one in (student, agent)]
     assert 0.3 < macs[0] / macs[1] <= 0.5
     assert plans[0] == plans[1]
     assert noted[0].noted == noted[1].noted
-    ratios = {f"prune.layer_ratios.{name}": 1 - student.network.widths[name] / network.widths[name] for name in WIDTHS}
-    assert noted[0].noted == {"composite.step_1": scores.composite} | ratios
+    expected = {
+        f"prune.layer_ratios.{name}": 1 - student.network.widths[name] / network.widths[name] for name in WIDTHS
+    }
+    assert noted[0].noted == {"composite.step_1": scores.composite} | expected
     assert scores.composite.startswith("head ")
     assert read_json(tmp_path / "stages" / "step-1" / "scores.json")["composite"] == scores.composite

@@ -16,9 +16,11 @@ from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.config.schema import Config, SearchConfig, config_hash
 from lrp_compress.search.objectives import OBJECTIVES, RETURN_KEPT, dominates, objective_values
 from lrp_compress.search.studies import FRONT
-from lrp_compress.stages.device_files import Delivery
-from lrp_compress.stages.learning import Stages
+from lrp_compress.stages.context import Run
+from lrp_compress.stages.device_files import float_files
+from lrp_compress.stages.judging import evaluate, measure
 from lrp_compress.stages.metrics import agent_metrics, ratio_metrics
+from lrp_compress.stages.playing import rollouts
 from lrp_compress.stages.publishing import STUDENT
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import write_json
@@ -137,12 +139,11 @@ def _evaluate_anew(
     own = candidate.config
     episodes = dataclasses.replace(own.evaluate, episodes=config.confirm_episodes)
     anew = dataclasses.replace(own, evaluate=episodes, seed=stage_seed(own.seed, "confirm"))
-    stages = Stages(anew, teacher, digest, folder / f"trial-{candidate.number}", Tracker())
+    again = Run(anew, teacher, digest, folder / f"trial-{candidate.number}", Tracker())
     agents = {"teacher": teacher, "student": student}
-    evaluations = {name: stages.evaluate(agent, name) for name, agent in agents.items()}
-    states = Stages(own, teacher, digest, folder, Tracker()).rollouts()  # those that the trial has used
-    delivery = Delivery(stages, agents["student"])
-    latencies = delivery.measure(agents, delivery.float_files(agents), states)
+    evaluations = {name: evaluate(again, agent, name) for name, agent in agents.items()}
+    states = rollouts(Run(own, teacher, digest, folder, Tracker()))  # those that the trial has used
+    latencies = measure(again, agents, float_files(again, agents), states)
     metrics = agent_metrics(agents, evaluations, latencies, {})
     return metrics | ratio_metrics(anew, metrics, evaluations, latencies)
 

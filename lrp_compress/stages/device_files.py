@@ -1,4 +1,4 @@
-"""The last stages of a run: the student as files for a device, and what it costs there."""
+"""The student as files for a device: ONNX in float32 and int8, and the formats that are exported."""
 
 from __future__ import annotations
 
@@ -26,42 +26,62 @@ from lrp_compress.compression.quantization import (
 from lrp_compress.config.schema import RolloutsConfig
 from lrp_compress.deployment.files.exports import EXPORTS, Deliverable, Int8Source
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
-from lrp_compress.deployment.measuring.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.measuring.deviation import Deviation
-from lrp_compress.deployment.measuring.latency import (
-    Latency,
-    measure_latency,
-    onnx_decision,
-    speedup,
-    torch_decision,
-)
 from lrp_compress.environments.evaluation import Evaluation, falls_below
 from lrp_compress.environments.rollouts import Rollouts
-from lrp_compress.stages.learning import Stages, agreeing
-from lrp_compress.stages.metrics import TORCH
+from lrp_compress.stages.context import Run
+from lrp_compress.stages.judging import evaluate
+from lrp_compress.stages.learning import agreeing
+from lrp_compress.stages.playing import float_file, play
 from lrp_compress.stages.resume import FAILED
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import SUMS, check_folder_signed, check_signed, read_json, sign, stored, write_json
 from lrp_compress.support.progress import Pace, announced
-from lrp_compress.support.seeding import stage_seed
 
 logger = logging.getLogger(__name__)
 
+DISTILLED = "int8-distilled"  # folder of the student that was distilled once more
 ENVS, EVERY = 24, 24  # games at once in the student's play; agent steps from one of its states to the next
 
 
-@dataclass(frozen=True)
 class OwnPlay:
     """States of the student's play, far enough apart to be of whole games.
 
-    Attributes
+    They are played when they are first asked for, and anew when a run goes on, since that is quick and they are large.
+
+    Parameters
     ----------
-    calibration, held_out : ndarray of uint8, shape (N, 4, 84, 84)
-        Of different games: for the ranges of int8 activations, and for comparing files with networks.
+    run : Run
+    student : Agent
+        The player.
     """
 
-    calibration: NDArray[np.uint8]
-    held_out: NDArray[np.uint8]
+    def __init__(self, run: Run, student: Agent) -> None:
+        self._run, self._student = run, student
+        self._half = run.config.quantize.states
+
+    @property
+    def calibration(self) -> NDArray[np.uint8]:
+        """For the ranges of int8 activations, shape (N, 4, 84, 84)."""
+        return self._observations[: self._half]
+
+    @property
+    def held_out(self) -> NDArray[np.uint8]:
+        """Of other games, for comparing files with networks, shape (N, 4, 84, 84)."""
+        return self._observations[self._half :]
+
+    @cached_property
+    def _observations(self) -> NDArray[np.uint8]:
+        states = 2 * self._half
+        how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
+        seed = self._run.seed("quantize", "play")
+        played = announced(
+            "play of the student",
+            lambda: play(self._run, self._student, "student", how, seed),
+            lambda rollouts: f"{len(rollouts):,} states",
+        )
+        observations: NDArray[np.uint8] = played.observations(torch.arange(states)).numpy()  # env by env
+        return observations
 
 
 @dataclass(frozen=True)
@@ -86,233 +106,180 @@ class Int8:
     distilled: bool
 
 
-class Delivery:
-    """A method per stage.
+def quantize(run: Run, student: Agent, seen: OwnPlay, rollouts: Rollouts, evaluation: Evaluation) -> Int8 | None:
+    """Make the student's int8 file; where its return falls below the student's, distil once more for it.
+
+    Of two files that one stays which scores more in games of other seeds: the games that are reported choose none.
 
     Parameters
     ----------
-    stage : Stages
-        The run's other stages.
+    run : Run
     student : Agent
         The distilled student.
+    seen : OwnPlay
+        Its play.
+    rollouts : Rollouts
+        States of the teacher's play.
+    evaluation : Evaluation
+        The student's own.
+
+    Returns
+    -------
+    Int8 or None
+        None if none is wanted.
+
+    Raises
+    ------
+    UserError
+        If int8 and float32 disagree more often than the configuration allows.
     """
+    wanted = run.config.quantize
+    if wanted.kind == "none":
+        return None
+    static = _int8(run, student, seen, "int8")
+    seed = run.seed("quantize", "compare")
+    if wanted.distill == "never" or (
+        wanted.distill == "auto"
+        and not falls_below(static.evaluation, evaluation, run.config.evaluate.confidence, seed)
+    ):
+        return static
+    distilled = _int8(run, _distill_for_int8(run, student, rollouts), seen, DISTILLED)
+    return max(static, distilled, key=lambda int8: _choosing_return(run, int8))
 
-    def __init__(self, stage: Stages, student: Agent) -> None:
-        self._stage = stage
-        self._student = student
-        self._config = stage.config
-        self._folder = stage.folder
 
-    @cached_property
-    def seen(self) -> OwnPlay:
-        """States of the student's play; played anew when a run goes on, since that is quick and they are large."""
-        states = 2 * self._config.quantize.states
-        how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
-        seed = stage_seed(self._config.seed, "quantize", "play")
-        stage = self._stage
-        played = announced(
-            "play of the student",
-            lambda: stage.play(self._student, "student", how, seed),
-            lambda rollouts: f"{len(rollouts):,} states",
+def _choosing_return(run: Run, int8: Int8) -> float:
+    path = int8.source.path
+    name = f"{path.parent.name}-choosing"
+    return evaluate(run, int8.source.agent, name, OnnxPolicy(path).outputs, games="choose int8").mean
+
+
+def _int8(run: Run, agent: Agent, seen: OwnPlay, name: str) -> Int8:
+    path = run.folder / name / "student-int8.onnx"
+
+    def write(record: Path, made: Quantization) -> None:
+        sign(path)
+        write_json(record, dataclasses.asdict(made))
+
+    def read(record: Path) -> Quantization:
+        check_signed(path)
+        return _load_quantization(record)
+
+    quantization = stored(
+        run.folder / name / "quantization.json",
+        lambda: quantize_static(path, agent, seen.calibration, seen.held_out),
+        write,
+        read,
+        f"quantize {name}",
+        lambda made: f"agreement with float32 {made.chosen.agreement:.1%}, {path.stat().st_size:,} bytes",
+    )
+    agreement, least = quantization.chosen.agreement, run.config.quantize.min_agreement
+    if agreement < least:
+        raise UserError(
+            f"int8 and float32 student agree in {agreement:.1%} of the held-out states, less than "
+            f"quantize.min_agreement={least}; lower it, or choose quantize=none"
         )
-        observations = played.observations(torch.arange(states)).numpy()  # environment by environment
-        return OwnPlay(observations[: states // 2], observations[states // 2 :])
+    calibration = seen.calibration
+    source = Int8Source(path, prepared(agent, quantization.way, calibration), calibration, quantization.per_channel)
+    evaluation = evaluate(run, agent, name, OnnxPolicy(path).outputs)
+    return Int8(source, quantization, evaluation, distilled=name == DISTILLED)
 
-    def quantize(self, rollouts: Rollouts, evaluation: Evaluation) -> Int8 | None:
-        """Make the student's int8 file; where its return falls below the student's, distil once more for it.
 
-        Of two files that one stays which scores more in games of other seeds: the games that are reported choose none.
+def _distill_for_int8(run: Run, own: Agent, rollouts: Rollouts) -> Agent:
+    wanted = run.config.quantize
+    if run.config.finetune.steps:  # the original has not learned what the student has since
+        teacher, kept = own, all_channels(own.network.widths)
+    else:
+        teacher, kept = run.teacher, own.info.kept
+    how = dataclasses.replace(
+        run.config.distill, learning_rate=wanted.learning_rate, match_likelihood=False, precision="float32"
+    )
+    stage, pace, checkpoint = "distill for int8", Pace(), run.folder / DISTILLED / "distillation.pt"
 
-        Parameters
-        ----------
-        rollouts : Rollouts
-            States of the teacher's play.
-        evaluation : Evaluation
-            The student's own.
+    def track(progress: Progress) -> None:
+        values = {"int8/distill_loss": progress.loss, "int8/distill_action_agreement": progress.agreement}
+        run.tracker.metrics(values, progress.samples // how.batch_size)
+        pace.say("%s: %s of %s samples, %s", stage, f"{progress.samples:,}", f"{wanted.samples:,}", agreeing(progress))
 
-        Returns
-        -------
-        Int8 or None
-            None if none is wanted.
+    def make() -> Agent:
+        result = distill(
+            quantization_aware(own.network),
+            {} if own.network.head_kind == "dueling" else kept,
+            teacher,
+            rollouts,
+            how,
+            wanted.samples,
+            run.rule,
+            run.config.protocol,
+            run.seed("quantize", "distill"),
+            track,
+            checkpoint,
+            run.emulators,
+        )
+        return Agent(full_precision(result.network), own.info)
 
-        Raises
-        ------
-        UserError
-            If int8 and float32 disagree more often than the configuration allows.
-        """
-        wanted = self._config.quantize
-        if wanted.kind == "none":
-            return None
-        static = self._int8(self._student, "int8", distilled=False)
-        seed = stage_seed(self._config.seed, "quantize", "compare")
-        if wanted.distill == "never" or (
-            wanted.distill == "auto"
-            and not falls_below(static.evaluation, evaluation, self._config.evaluate.confidence, seed)
-        ):
-            return static
-        distilled = self._int8(self._distill_for_int8(rollouts), "int8-distilled", distilled=True)
-        return max(static, distilled, key=self._choosing_return)
+    path = run.folder / DISTILLED / "student.safetensors"
+    student = stored(path, make, save_agent, load_agent, stage)
+    checkpoint.unlink(missing_ok=True)
+    return student
 
-    def _choosing_return(self, int8: Int8) -> float:
-        path = int8.source.path
-        name = f"{path.parent.name}-choosing"
-        return self._stage.evaluate(int8.source.agent, name, OnnxPolicy(path).outputs, games="choose int8").mean
 
-    def _int8(self, agent: Agent, name: str, distilled: bool) -> Int8:
-        path = self._folder / name / "student-int8.onnx"
+def float_files(run: Run, agents: Mapping[str, Agent]) -> dict[str, Path]:
+    """Write the agents as float32 ONNX files."""
+    return {name: float_file(run, agent, name) for name, agent in agents.items()}
 
-        def write(record: Path, made: Quantization) -> None:
-            sign(path)
-            write_json(record, dataclasses.asdict(made))
 
-        def read(record: Path) -> Quantization:
-            check_signed(path)
-            return _load_quantization(record)
+def export(run: Run, student: Agent, seen: OwnPlay, file: Path, int8: Int8 | None) -> dict[str, float]:
+    """Write the student in all wanted formats, each compared with its network.
 
-        quantization = stored(
-            self._folder / name / "quantization.json",
-            lambda: quantize_static(path, agent, self.seen.calibration, self.seen.held_out),
+    A format that cannot be written, or is not what it should be, is told in one line and keeps no other from being
+    written: by now the run has its result.
+
+    Returns
+    -------
+    dict of str to float
+        ``export/FORMAT/failed``, 0 or 1, and ``export/FORMAT/FILE/agreement`` and the other deviations.
+    """
+    if not run.config.export:
+        return {}
+    what = Deliverable(student, file, seen.held_out, int8.source if int8 else None)
+    folder = run.folder.parent / "export"
+    values: dict[str, float] = {}
+    for name in run.config.export:
+        deviations = _exported(run, name, what, folder / name)
+        values[f"export/{name}{FAILED}"] = float(deviations is None)
+        for compared, deviation in (deviations or {}).items():
+            fields = dataclasses.asdict(deviation)
+            values |= {f"export/{name}/{compared}/{field}": value for field, value in fields.items()}
+    return values
+
+
+def _exported(run: Run, name: str, what: Deliverable, folder: Path) -> dict[str, Deviation] | None:
+    """Write a format and give its deviations; None if that has failed."""
+
+    def write(record: Path, made: dict[str, Deviation]) -> None:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS):
+            sign(file)
+        write_json(record, {file: dataclasses.asdict(deviation) for file, deviation in made.items()})
+
+    def read(record: Path) -> dict[str, Deviation]:
+        for sums in folder.rglob(SUMS):
+            check_folder_signed(sums.parent)
+        return _load_deviations(record)
+
+    try:
+        deviations = stored(
+            run.folder / f"export-{name}.json",
+            lambda: EXPORTS[name].write(what, folder),
             write,
             read,
-            f"quantize {name}",
-            lambda made: f"agreement with float32 {made.chosen.agreement:.1%}, {path.stat().st_size:,} bytes",
+            f"export {name}",
         )
-        agreement, least = quantization.chosen.agreement, self._config.quantize.min_agreement
-        if agreement < least:
-            raise UserError(
-                f"int8 and float32 student agree in {agreement:.1%} of the held-out states, less than "
-                f"quantize.min_agreement={least}; lower it, or choose quantize=none"
-            )
-        calibration = self.seen.calibration
-        source = Int8Source(path, prepared(agent, quantization.way, calibration), calibration, quantization.per_channel)
-        evaluation = self._stage.evaluate(agent, name, OnnxPolicy(path).outputs)
-        return Int8(source, quantization, evaluation, distilled)
-
-    def _distill_for_int8(self, rollouts: Rollouts) -> Agent:
-        wanted, own = self._config.quantize, self._student
-        if self._config.finetune.steps:  # the original has not learned what the student has since
-            teacher, kept = own, all_channels(own.network.widths)
-        else:
-            teacher, kept = self._stage.teacher, own.info.kept
-        how = dataclasses.replace(
-            self._config.distill, learning_rate=wanted.learning_rate, match_likelihood=False, precision="float32"
-        )
-        stage, pace, checkpoint = "distill for int8", Pace(), self._folder / "int8-distilled" / "distillation.pt"
-
-        def track(progress: Progress) -> None:
-            values = {"int8/distill_loss": progress.loss, "int8/distill_action_agreement": progress.agreement}
-            self._stage.tracker.metrics(values, progress.samples // how.batch_size)
-            pace.say(
-                "%s: %s of %s samples, %s", stage, f"{progress.samples:,}", f"{wanted.samples:,}", agreeing(progress)
-            )
-
-        def make() -> Agent:
-            result = distill(
-                quantization_aware(own.network),
-                {} if own.network.head_kind == "dueling" else kept,
-                teacher,
-                rollouts,
-                how,
-                wanted.samples,
-                self._stage.rule,
-                self._config.protocol,
-                stage_seed(self._config.seed, "quantize", "distill"),
-                track,
-                checkpoint,
-                self._stage.emulators,
-            )
-            return Agent(full_precision(result.network), own.info)
-
-        path = self._folder / "int8-distilled" / "student.safetensors"
-        student = stored(path, make, save_agent, load_agent, stage)
-        checkpoint.unlink(missing_ok=True)
-        return student
-
-    def float_files(self, agents: Mapping[str, Agent]) -> dict[str, Path]:
-        """Write the agents as float32 ONNX files."""
-        return {name: self._stage.float_file(agent, name) for name, agent in agents.items()}
-
-    def measure(self, agents: Mapping[str, Agent], files: Mapping[str, Path], rollouts: Rollouts) -> dict[str, Latency]:
-        """Measure the latency of the files in ONNX Runtime, then of teacher and student in PyTorch."""
-        observation = rollouts.observations(torch.tensor([len(rollouts) // 2]))
-        pairs = [("teacher", name) for name in files if name != "teacher"]
-
-        def make() -> dict[str, Latency]:
-            how, seed = self._config.latency, stage_seed(self._config.seed, "latency")
-            loaded = {name: onnx_decision(path, observation) for name, path in files.items()}
-            eager = {TORCH + name: torch_decision(agents[name].network, observation) for name in ("teacher", "student")}
-            return measure_latency(loaded, pairs, how, seed) | measure_latency(eager, [], how, seed)
-
-        return stored(
-            self._folder / "latency.json",
-            make,
-            lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
-            lambda path: {name: Latency(**m) for name, m in read_json(path).items()},
-            "latency",
-            lambda measured: f"speedup {speedup(measured['teacher'], measured['student']).ratio:.2f}",
-        )
-
-    def cold_starts(self, files: Mapping[str, Path]) -> dict[str, ColdStart]:
-        """Load each file in a process of its own."""
-        return stored(
-            self._folder / "cold-start.json",
-            lambda: {name: cold_start(path) for name, path in files.items()},
-            lambda path, measured: write_json(path, {name: dataclasses.asdict(m) for name, m in measured.items()}),
-            lambda path: {name: ColdStart(**m) for name, m in read_json(path).items()},
-            "cold starts",
-        )
-
-    def export(self, files: Mapping[str, Path], int8: Int8 | None) -> dict[str, float]:
-        """Write the student in all wanted formats, each compared with its network.
-
-        A format that cannot be written, or is not what it should be, is told in one line and keeps no other from being
-        written: by now the run has its result.
-
-        Returns
-        -------
-        dict of str to float
-            ``export/FORMAT/failed``, 0 or 1, and ``export/FORMAT/FILE/agreement`` and the other deviations.
-        """
-        if not self._config.export:
-            return {}
-        what = Deliverable(self._student, files["student"], self.seen.held_out, int8.source if int8 else None)
-        folder = self._folder.parent / "export"
-        values: dict[str, float] = {}
-        for name in self._config.export:
-            deviations = self._exported(name, what, folder / name)
-            values[f"export/{name}{FAILED}"] = float(deviations is None)
-            for file, deviation in (deviations or {}).items():
-                fields = dataclasses.asdict(deviation)
-                values |= {f"export/{name}/{file}/{field}": value for field, value in fields.items()}
-        return values
-
-    def _exported(self, name: str, what: Deliverable, folder: Path) -> dict[str, Deviation] | None:
-        """Write a format and give its deviations; None if that has failed."""
-
-        def write(record: Path, made: dict[str, Deviation]) -> None:
-            for file in sorted(file for file in folder.rglob("*") if file.is_file() and file.name != SUMS):
-                sign(file)
-            write_json(record, {file: dataclasses.asdict(deviation) for file, deviation in made.items()})
-
-        def read(record: Path) -> dict[str, Deviation]:
-            for sums in folder.rglob(SUMS):
-                check_folder_signed(sums.parent)
-            return _load_deviations(record)
-
-        try:
-            deviations = stored(
-                self._folder / f"export-{name}.json",
-                lambda: EXPORTS[name].write(what, folder),
-                write,
-                read,
-                f"export {name}",
-            )
-        except Exception as error:  # converters raise what they like, and the result must not be lost with the export
-            foreseen = isinstance(error, UserError | OSError)
-            logger.error("export=%s failed: %s", name, " ".join(str(error).split()), exc_info=not foreseen)
-            return None
-        self._stage.tracker.artifact(folder, "export")
-        return deviations
+    except Exception as error:  # converters raise what they like, and the result must not be lost with the export
+        foreseen = isinstance(error, UserError | OSError)
+        logger.error("export=%s failed: %s", name, " ".join(str(error).split()), exc_info=not foreseen)
+        return None
+    run.tracker.artifact(folder, "export")
+    return deviations
 
 
 def _load_quantization(path: Path) -> Quantization:
