@@ -30,7 +30,7 @@ from lrp_compress.stages.publishing import MAPS, SMALL_MAPS, STUDENT, publish
 from lrp_compress.stages.resume import RESULT, STAGES, failures, run_once
 from lrp_compress.stages.summary import file_table, result_page, result_table
 from lrp_compress.support.errors import UserError
-from lrp_compress.support.files import check_writable, file_digest, write_text
+from lrp_compress.support.files import check_writable, file_digest, value_digest, write_text
 from lrp_compress.support.plugins import load_plugins, plugin_digests
 from lrp_compress.support.progress import announced
 from lrp_compress.tracking.runs import check_store, training_view
@@ -186,6 +186,10 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
 
 
 def find_teacher(config: Config) -> tuple[Agent, str]:
-    """Load the teacher of a configuration, and compute its file's digest."""
+    """Load the teacher of a configuration, and compute a digest of what it is made of."""
     path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
-    return load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name)), file_digest(path)
+    teacher = load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name))
+    digest = file_digest(path)
+    if config.teacher.network is not None:
+        digest = value_digest([digest, plugin_digests([config.teacher.network.partition(":")[0]])])
+    return teacher, digest

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from lrp_compress.agents.flax_files import is_flax, read_flax
 from lrp_compress.agents.layouts import Layout, State, network_from_state
+from lrp_compress.agents.onnx_files import is_onnx, read_onnx
 from lrp_compress.networks.nature import PolicyNetwork
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 
 LARGEST = 2**27  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
-AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model")
+AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model", ".onnx")
 WRAPPERS = ("model_state_dict", "state_dict", "model_weights", "estimator_state", "agent", "model")
 SCORES = ("mean_reward", "eval_mean_reward", "mean_return", "mean_score", "score")
 # What other files begin with, what they are, and what helps.
@@ -41,16 +42,18 @@ STRANGERS = (
 )
 
 
-def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Layout, float | None]:
+def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tuple[PolicyNetwork, Layout, float | None]:
     """Read a network that another library saved.
 
     Parameters
     ----------
     path : Path
         A Stable-Baselines3 zip (of which only ``policy.pth`` and plain JSON are read), a ``state_dict`` saved by
-        ``torch.save``, gzipped or not, or as safetensors, or flax's msgpack.
+        ``torch.save``, gzipped or not, or as safetensors, flax's msgpack, or ONNX.
     actions : sequence of int
         The numbers of actions that fit the game; they tell how many quantiles a QR-DQN has where its file does not.
+    head : {"auto", "q", "policy"}
+        What the outputs of an ONNX file are; other files say so.
 
     Returns
     -------
@@ -68,7 +71,10 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
         If the file is no such file, is cut off, holds pickled objects, or holds another architecture.
     """
     source = f"agent file {path}"
-    state, settings, score = _read_state(path, source)
+    content, settings = _read_content(path, source)
+    if is_onnx(content):
+        return *read_onnx(content, head, actions, source), _score_beside(path)
+    state, score = _read_state(content, source)
     try:
         network, layout = network_from_state(state, actions, settings, source)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of tensors of odd kinds and shapes
@@ -76,10 +82,31 @@ def read_foreign(path: Path, actions: Sequence[int]) -> tuple[PolicyNetwork, Lay
     return network, layout, score if score is not None else _score_beside(path)
 
 
-def _read_state(path: Path, source: str) -> tuple[State, Mapping[str, Any], float | None]:
-    """Read the tensors, what a Stable-Baselines3 zip says beside them in plain JSON, and the score stated."""
+def read_tensors(path: Path) -> State:
+    """Read the tensors of a file of any kind that `read_foreign` takes, but ONNX.
+
+    Raises
+    ------
+    UserError
+        As `read_foreign` does.
+    """
+    source = f"file {path}"
+    return _read_state(_read_content(path, source)[0], source)[0]
+
+
+def _read_content(path: Path, source: str) -> tuple[bytes, Mapping[str, Any]]:
+    """Read a file, unpacked, and what a Stable-Baselines3 zip says beside the tensors in plain JSON."""
     try:
-        content, settings = _content(path, source)
+        return _content(path, source)
+    except UserError:
+        raise
+    except Exception as error:  # of damaged archives
+        raise UserError(f"{source} cannot be read: damaged, or of no kind that is known ({_line(error)})") from error
+
+
+def _read_state(content: bytes, source: str) -> tuple[State, float | None]:
+    """Read the tensors and the score stated."""
+    try:
         state = _parsed(content)
     except UserError:
         raise
@@ -100,7 +127,7 @@ def _read_state(path: Path, source: str) -> tuple[State, Mapping[str, Any], floa
     for key, value in tensors.items():
         if value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized:
             _check_size(value.numel() * value.element_size(), f"{source}: {key[:80]}")
-    return tensors, settings, score
+    return tensors, score
 
 
 def _stated_score(values: Mapping[str, Any]) -> float | None:
@@ -168,8 +195,6 @@ def _stranger(content: bytes) -> str | None:
     start = content[:512].lstrip().lower()
     if named := next((kind for mark, kind in STRANGERS if start.startswith(mark)), None):
         return named
-    if content[:1] == b"\x08" and (b"onnx" in start[:64] or b"pytorch" in start[:64]):
-        return "an ONNX file, whose layers have lost their names; give the file it was exported from"
     if content[257:262] == b"ustar" and tarfile.is_tarfile(io.BytesIO(content)):
         return "a tar archive; unpack it and give the agent in it"
     return None

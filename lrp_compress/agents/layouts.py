@@ -53,6 +53,8 @@ class Layout:
         Starts of the keys of critics and target networks, which say nothing of the policy.
     fires : bool
         Whether agents of this library are trained under a wrapper that presses FIRE after a lost life.
+    frame_skip : int
+        Emulator frames of a decision.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Layout:
     layers: tuple[str, ...]
     aside: tuple[str, ...] = ()
     fires: bool = True
+    frame_skip: int = 4
 
 
 def _below(prefix: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ from stat import S_ISDIR
 from typing import Any
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
-from lrp_compress.agents.formats import agents_in, read_foreign
+from lrp_compress.agents.formats import agents_in, read_foreign, read_tensors
+from lrp_compress.agents.layouts import Layout
+from lrp_compress.agents.own_networks import own_network
 from lrp_compress.agents.sources import local_file
 from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.support.errors import UserError
@@ -83,7 +85,8 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
         raise UserError(f"teacher {path} is a folder; give the agent's file (in it: {found})")
     if not os.access(path, os.R_OK):
         raise UserError(f"agent file {path} may not be read; mend its mode")
-    agent = load_agent(path) if is_own(path) else _adopted(path, game, minimal_actions)
+    own = is_own(path) and config.network is None
+    agent = load_agent(path) if own else _adopted(path, config, game, minimal_actions)
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")
     given = {"fire_on_life_loss": config.fire_on_life_loss, "frame_skip": config.frame_skip}
@@ -91,10 +94,14 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
     return Agent(agent.network, dataclasses.replace(agent.info, **wanted))
 
 
-def _adopted(path: Path, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
+def _adopted(path: Path, config: TeacherConfig, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
     """Complete another library's network by what its file does not say."""
     sizes = {len(minimal_actions): "minimal", FULL_ACTIONS: "full"}
-    network, layout, score = read_foreign(path, list(sizes))
+    if config.network is None:
+        network, layout, score = read_foreign(path, list(sizes), config.head)
+    else:
+        network, score = own_network(config.network, read_tensors(path), config.head), None
+        layout = Layout(config.network, network.head_kind, (), fires=False)
     if network.actions not in sizes:
         allowed = " or ".join(f"{size} ({name})" for size, name in sizes.items())
         raise UserError(
@@ -107,5 +114,6 @@ def _adopted(path: Path, game: GameConfig, minimal_actions: Sequence[str]) -> Ag
         fire_on_life_loss=layout.fires and "FIRE" in minimal_actions,
         lineage={"format": layout.name, "sha256": file_digest(path)} | ({} if score is None else {SCORE: score}),
         kept=all_channels(network.widths),
+        frame_skip=layout.frame_skip,
     )
     return Agent(network, info)

@@ -134,7 +134,7 @@ def find_start(config: TrainConfig) -> Agent | None:
     """
     if config.train.start is None:
         return None
-    teacher = TeacherConfig(config.train.start, None, None)
+    teacher = TeacherConfig(config.train.start, None, None, "auto", None)
     return load_teacher(Path(config.train.start), teacher, config.game, minimal_actions(config.game.name))
 
 

@@ -38,6 +38,8 @@ class TeacherConfig:
     source: str = MISSING
     fire_on_life_loss: bool | None = MISSING
     frame_skip: int | None = within(1, 60)
+    head: str = one_of("auto", "q", "policy")
+    network: str | None = MISSING
 
 
 @dataclass

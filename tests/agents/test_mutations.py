@@ -122,7 +122,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def load(path: Path) -> Agent:
-    return load_teacher(path, TeacherConfig(str(path), None, None), PONG, ACTIONS)
+    return load_teacher(path, TeacherConfig(str(path), None, None, "auto", None), PONG, ACTIONS)
 
 
 @pytest.mark.parametrize("name", FORMATS)

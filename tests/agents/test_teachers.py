@@ -19,7 +19,7 @@ from lrp_compress.support.errors import UserError
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
-SHIPPED = TeacherConfig("auto", None, None)
+SHIPPED = TeacherConfig("auto", None, None, "auto", None)
 NOWHERE = TrackingConfig(None, "lrp_compress", 1.0)
 ACTIONS = {
     "breakout": ["NOOP", "FIRE", "RIGHT", "LEFT"],
@@ -36,7 +36,7 @@ def load(config: TeacherConfig, game: GameConfig, cache: Path = Path("unused")) 
 def own_agent(path: Path, fire: bool) -> TeacherConfig:
     network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 6)
     save_agent(path, Agent(network, AgentInfo("pong", "minimal", fire, {"by": "test"}, {})))
-    return TeacherConfig(str(path), None, None)
+    return TeacherConfig(str(path), None, None, "auto", None)
 
 
 def test_the_shipped_agent_is_found():
@@ -76,7 +76,7 @@ def test_an_agent_of_another_game(tmp_path: Path):
 
 def test_a_file_that_is_not_there(tmp_path: Path):
     with pytest.raises(UserError, match=r"none\.safetensors does not exist"):
-        load(TeacherConfig(str(tmp_path / "none.safetensors"), None, None), BREAKOUT)
+        load(TeacherConfig(str(tmp_path / "none.safetensors"), None, None, "auto", None), BREAKOUT)
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -122,7 +122,7 @@ def dqn_file(path: Path, actions: int) -> TeacherConfig:
     names = {"conv1": "0", "conv2": "2", "conv3": "4", "fc1": "7", "head": "9"}
     split = {key: key.split(".") for key in network.state_dict()}
     torch.save({f"network.{names[k[0]]}.{k[1]}": network.state_dict()[key] for key, k in split.items()}, path)
-    return TeacherConfig(str(path), None, None)
+    return TeacherConfig(str(path), None, None, "auto", None)
 
 
 @pytest.mark.parametrize(("actions", "action_set"), [(4, "minimal"), (18, "full")])
