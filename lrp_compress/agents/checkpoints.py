@@ -14,11 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, PolicyNetwork
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import atomic_path
 
-FORMAT = "lrp_compress/1"
+FORMATS = ("lrp_compress/1", "lrp_compress/2")  # of a Nature CNN, and of other convolutions, which it states
 ACTION_SETS = ("minimal", "full")
 MOST_FRAMES = 60  # of a decision: a second
 ROM_ID = re.compile("[a-z0-9_]{1,40}")
@@ -91,8 +91,10 @@ def save_agent(path: Path, agent: Agent, dtype: torch.dtype = torch.float32) -> 
         Storage type of the weights; ``torch.float16`` halves the file.
     """
     network = agent.network
+    nature = network.convolutions == NATURE_CONVOLUTIONS
     header = {
-        "format": FORMAT,
+        "format": FORMATS[not nature],
+        **({} if nature else {"convolutions": network.convolutions}),
         "widths": network.widths,
         "head": network.head_kind,
         "actions": network.actions,
@@ -146,9 +148,10 @@ def is_own(path: Path) -> bool:
 
 
 def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
-    if header.pop("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT}")
-    shape = header.pop("widths"), header.pop("head"), header.pop("actions")
+    if header.pop("format") not in FORMATS:
+        raise ValueError(f"its format is not {' or '.join(FORMATS)}")
+    convolutions = {name: tuple(pair) for name, pair in header.pop("convolutions", NATURE_CONVOLUTIONS).items()}
+    shape = header.pop("widths"), header.pop("head"), header.pop("actions"), convolutions
     with torch.device("meta"):  # sizes first: what is declared need not be there
         declared = {key: value.shape for key, value in PolicyNetwork(*shape).state_dict().items()}
     found = {key: value.shape for key, value in tensors.items()}

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lrp_compress.agents.zip_settings import check_actions, check_settings, input_scale, stated_actions
-from lrp_compress.networks.nature import CONV_GEOMETRY, STACK, PolicyNetwork
+from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, STACK, PolicyNetwork
 from lrp_compress.support.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -142,7 +142,7 @@ def network_from_state(
     state = _unwrapped(state)
     layout = _find(state, source)
     modules = _modules(layout, state)
-    check_settings(settings, dense_layers=len(modules) - len(CONV_GEOMETRY) - 2, source=source)
+    check_settings(settings, dense_layers=len(modules) - len(NATURE_CONVOLUTIONS) - 2, source=source)
     tensors = {
         f"{own}.{kind}": _plain(state, f"{module}.{kind}", source)
         for own, module in zip(_own_names(layout, len(modules)), modules, strict=True)
@@ -257,8 +257,8 @@ def _plain(state: State, key: str, source: str) -> Tensor:
 
 def _own_names(layout: Layout, layers: int) -> list[str]:
     if layout.head == "dueling":
-        return [*CONV_GEOMETRY, *STREAMS]
-    return [*CONV_GEOMETRY, *(f"fc{i}" for i in range(1, layers - len(CONV_GEOMETRY))), "head"]
+        return [*NATURE_CONVOLUTIONS, *STREAMS]
+    return [*NATURE_CONVOLUTIONS, *(f"fc{i}" for i in range(1, layers - len(NATURE_CONVOLUTIONS))), "head"]
 
 
 def _mean_quantiles(

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from lrp_compress.agents.layouts import Layout
-from lrp_compress.networks.graph import Layer, LayerList, as_nature_cnn
+from lrp_compress.networks.graph import Layer, LayerList, as_policy_network
 from lrp_compress.networks.nature import STACK, PolicyNetwork
 from lrp_compress.support.errors import UserError
 
@@ -82,7 +82,7 @@ def is_onnx(content: bytes) -> bool:
 
 
 def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) -> tuple[PolicyNetwork, Layout]:
-    """Read the Nature CNN that an ONNX file computes.
+    """Read the network that an ONNX file computes.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) ->
     ------
     UserError
         If the file is damaged, no output or more than one may be the policy's, a node on the way is no layer that is
-        known, or the network is no Nature CNN.
+        known, or the network is no chain of convolutions and dense layers.
     """
     model = _parsed(content, source)
     given = _observations(model.graph, source)
@@ -121,7 +121,7 @@ def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) ->
             reasons.append(f"output {output.name}: {way}")
             continue
         try:
-            network = as_nature_cnn(LayerList(list(way.layers), way.state, way.scale), head, source)
+            network = as_policy_network(LayerList(list(way.layers), way.state, way.scale), head, source)
         except UserError as error:
             reasons.append(str(error).removeprefix(f"{source} "))
             continue

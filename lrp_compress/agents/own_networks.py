@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lrp_compress.agents.layouts import State
-from lrp_compress.networks.graph import as_nature_cnn
+from lrp_compress.networks.graph import as_policy_network
 from lrp_compress.networks.nature import STACK, PolicyNetwork
 from lrp_compress.networks.reading import read_module
 from lrp_compress.support.errors import UserError
@@ -51,7 +51,7 @@ def own_network(name: str, state: State, head: str) -> PolicyNetwork:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise UserError(f"{source} and the weights do not fit: {' '.join(str(error).split())[:300]}") from error
-    network = as_nature_cnn(read_module(module, source), head, source)
+    network = as_policy_network(read_module(module, source), head, source)
     observations = torch.randint(0, 256, (4, STACK, 84, 84), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     with torch.inference_mode():
         theirs, ours = module(observations), network(observations)

@@ -11,6 +11,7 @@ share of the relevance. A seed is given the outputs that choose and the outputs 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ SEEDS: Registry[Seed] = Registry("criterion.relevance_seed")
 
 # Groups of layers with a rule of their own. That of conv1 only decides which pixels the relevance goes to.
 GROUPS = ("head", "dense", "conv3", "conv2", "conv1")
+FURTHER = re.compile(r"conv[1-9]\d?")  # of networks with more convolutions
 
 RULES: Mapping[str, Callable[[ModuleType, float], Rule]] = {
     "epsilon": lambda rules, _: rules.Epsilon(EPSILON),
@@ -60,7 +62,7 @@ def _read(spelled: str) -> Composite:
     for part in spelled.split(","):
         group, rule, parameter = ([*part.split(), "", "", ""])[:3]
         for kind, given, known in (("group", group, GROUPS), ("rule", rule, RULES)):
-            if given not in known:
+            if given not in known and not (kind == "group" and FURTHER.fullmatch(given)):
                 raise unknown_name(f"criterion.composite={spelled}: the {kind}", given, known)
         rules_of[group] = rule, _parameter(spelled, rule, parameter)
 

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from lrp_compress.networks.nature import CONV3_AREA, CONV_GEOMETRY, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
 
 STRENGTH = 0.5  # 0 leaves all as it is, 1 gives all channels the same largest value (Xiao et al. 2023, equation 4)
 FLOOR = 0.01  # of the layer's largest value: channels that are hardly ever seen active are taken to reach it
@@ -34,7 +34,7 @@ def equalize(network: PolicyNetwork, observations: Tensor) -> PolicyNetwork:
         Without a dueling head, on the CPU, with the same outputs up to rounding.
     """
     equal = copy.deepcopy(fold_dueling(network)).float()
-    names = [*CONV_GEOMETRY, *equal.dense_layers]
+    names = list(equal.widths)
     values = observations.float() / 255
     for name, reader in zip(names, [*names[1:], "head"], strict=True):
         if name in equal.dense_layers:
@@ -46,7 +46,7 @@ def equalize(network: PolicyNetwork, observations: Tensor) -> PolicyNetwork:
         layer.bias /= factors
         values /= _along(factors, values, 1)
         # a dense layer reads all positions of a map
-        read = factors.repeat_interleave(CONV3_AREA) if name == "conv3" else factors
+        read = factors.repeat_interleave(following.weight.shape[1] // len(factors))
         following.weight *= _along(read, following.weight, 1)
     return equal
 

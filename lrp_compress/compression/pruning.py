@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.config.schema import PruneConfig
-from lrp_compress.networks.nature import CONV_GEOMETRY, STACK, PolicyNetwork
+from lrp_compress.networks.nature import STACK, PolicyNetwork
 from lrp_compress.support.errors import UserError
 
 # Multiples that widths are rounded up to, by profile and layer; a layer that is not named takes the last.
@@ -78,7 +78,7 @@ def prunable_layers(config: PruneConfig, widths: Mapping[str, int]) -> list[str]
     UserError
         If `layer_ratios` names a layer that is not prunable, or is given along with the scope ``global``.
     """
-    layers = [name for name in widths if config.layers == "all" or name in CONV_GEOMETRY]
+    layers = [name for name in widths if config.layers == "all" or name.startswith("conv")]
     for name in config.layer_ratios:
         if name not in layers:
             close = difflib.get_close_matches(name, layers, n=1)
@@ -236,7 +236,7 @@ def _global_widths(
 
 def _rebuild(network: PolicyNetwork, widths: Mapping[str, int], state: Mapping[str, Tensor]) -> PolicyNetwork:
     with torch.device("meta"):  # no initial weights are drawn, so the random state stays as it is
-        rebuilt = PolicyNetwork(widths, network.head_kind, network.actions)
+        rebuilt = network.resized(widths)
     rebuilt.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
     return rebuilt.train(network.training)
 

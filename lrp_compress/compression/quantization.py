@@ -25,7 +25,7 @@ from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import Deviation, deviation
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import CONV_GEOMETRY, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
 from lrp_compress.support.files import atomic_path
 
 WAYS = ("per_channel", "per_tensor", "equalized")
@@ -118,17 +118,16 @@ def quantization_aware(network: PolicyNetwork) -> PolicyNetwork:
         outputs are not rounded.
     """
     aware = copy.deepcopy(fold_dueling(network))
-    layers = [*CONV_GEOMETRY, *aware.dense_layers]
-    for name in layers:
+    for name in aware.widths:
         setattr(aware, f"{name}_relu", _QuantizedReLU())
-    for name in (*layers, "head"):
+    for name in (*aware.widths, "head"):
         parametrize.register_parametrization(getattr(aware, name), "weight", _QuantizedWeight())
     return aware
 
 
 def full_precision(aware: PolicyNetwork) -> PolicyNetwork:
     """Give the float32 network behind one of `quantization_aware`."""
-    network = PolicyNetwork(aware.widths, aware.head_kind, aware.actions)
+    network = aware.resized(aware.widths)
     state = {name.replace("parametrizations.weight.original", "weight"): v for name, v in aware.state_dict().items()}
     network.load_state_dict({name: state[name] for name in network.state_dict()})
     return network.eval()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lrp_compress.networks.nature import CONV_GEOMETRY, STACK, PolicyNetwork
+from lrp_compress.networks.nature import SIDE, STACK, PolicyNetwork
 from lrp_compress.support.errors import UserError
-
-SIDE = 84  # pixels of an observation
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class LayerList:
     scale: float
 
 
-def as_nature_cnn(network: LayerList, head: str, source: str) -> PolicyNetwork:
-    """Build the network that a list of layers describes, if it is a Nature CNN of any widths.
+def as_policy_network(network: LayerList, head: str, source: str) -> PolicyNetwork:
+    """Build the network that a list of layers describes, if it is convolutions and then dense layers with ReLU.
 
     Parameters
     ----------
@@ -75,50 +73,56 @@ def as_nature_cnn(network: LayerList, head: str, source: str) -> PolicyNetwork:
     UserError
         If the layers are others, naming the first.
     """
-    found = iter(network.layers)
+    ops = [layer.op for layer in network.layers]
+    convs, dense = ([layer for layer in network.layers if layer.op == op] for op in ("conv", "dense"))
+    expected = ["conv", "relu"] * len(convs) + ["flatten"] + ["dense", "relu"] * (len(dense) - 1) + ["dense"]
+    if ops != expected or not convs or len(dense) < 2:
+        raise _other(source, f"its layers are {' '.join(ops) or 'none'}")
     state: dict[str, Tensor] = {}
-    for name, (kernel, stride) in CONV_GEOMETRY.items():
-        layer = _expect(found, "conv", name, source)
-        wanted = {"kernel": [kernel] * 2, "stride": [stride] * 2, "padding": [0, 0], "dilation": [1, 1], "groups": 1}
-        if odd := next((key for key, value in wanted.items() if layer.options[key] != value), None):
-            raise _other(source, f"{name} has the {odd} {layer.options[odd]}, not {wanted[odd]}")
+    convolutions: dict[str, tuple[int, int]] = {}
+    for number, layer in enumerate(convs, start=1):
+        name = f"conv{number}"
+        convolutions[name] = _geometry(layer, name, source)
         state |= _weights(network, layer, name)
-        _expect(found, "relu", f"{name}'s ReLU", source)
-    flatten = _expect(found, "flatten", "flatten", source)
-    left = list(found)
-    dense = [layer for layer in left if layer.op == "dense"]
-    if [layer.op for layer in left] != ["dense", "relu"] * (len(dense) - 1) + ["dense"] or len(dense) < 2:
-        raise _other(source, f"after its convolutions it has {', '.join(layer.op for layer in left) or 'nothing'}")
     for number, layer in enumerate(dense, start=1):
         state |= _weights(network, layer, "head" if layer is dense[-1] else f"fc{number}")
-    if flatten.options["channels_last"]:
-        width, channels = state["fc1.weight"].shape[0], state["conv3.weight"].shape[0]
+    if network.layers[len(convs) * 2].options["channels_last"]:
+        width, channels = len(state["fc1.weight"]), len(state[f"conv{len(convs)}.weight"])
         places = state["fc1.weight"].view(width, -1, channels).transpose(1, 2)
         state["fc1.weight"] = places.reshape(width, -1)
     state["conv1.weight"] = state["conv1.weight"] * (network.scale * 255)
-    return _built(state, head, source)
+    return _built(state, head, convolutions, source)
 
 
-def _built(state: dict[str, Tensor], head: str, source: str) -> PolicyNetwork:
+def _geometry(layer: Layer, name: str, source: str) -> tuple[int, int]:
+    """Give kernel and stride of a plain convolution."""
+    plain = {"padding": [0, 0], "dilation": [1, 1], "groups": 1}
+    if odd := next((key for key, value in plain.items() if layer.options[key] != value), None):
+        raise _other(source, f"{name} has the {odd} {layer.options[odd]}")
+    for key in ("kernel", "stride"):
+        if len(set(layer.options[key])) != 1:
+            raise _other(source, f"{name} has the {key} {layer.options[key]}, which is not square")
+    return layer.options["kernel"][0], layer.options["stride"][0]
+
+
+def _built(
+    state: dict[str, Tensor], head: str, convolutions: Mapping[str, tuple[int, int]], source: str
+) -> PolicyNetwork:
     widths = {key.removesuffix(".weight"): len(value) for key, value in state.items() if key.endswith(".weight")}
     actions = widths.pop("head")
-    with torch.device("meta"):
-        declared = PolicyNetwork(widths, head, actions).state_dict()
+    try:
+        with torch.device("meta"):
+            declared = PolicyNetwork(widths, head, actions, convolutions).state_dict()
+    except ValueError as error:
+        raise _other(source, str(error)) from error
     for key, value in declared.items():
         if value.shape != state[key].shape:
             raise _other(source, f"{key} has the shape {tuple(state[key].shape)}, not {tuple(value.shape)}")
         if not state[key].isfinite().all():
             raise UserError(f"{source}: {key} holds numbers that are not finite")
-    network = PolicyNetwork(widths, head, actions)
+    network = PolicyNetwork(widths, head, actions, convolutions)
     network.load_state_dict(state)
     return network.eval()
-
-
-def _expect(found: Iterator[Layer], op: str, name: str, source: str) -> Layer:
-    layer = next(found, None)
-    if layer is None or layer.op != op:
-        raise _other(source, f"where {name} should be it has {layer.op if layer else 'nothing more'}")
-    return layer
 
 
 def _weights(network: LayerList, layer: Layer, name: str) -> dict[str, Tensor]:
@@ -127,5 +131,6 @@ def _weights(network: LayerList, layer: Layer, name: str) -> dict[str, Tensor]:
 
 def _other(source: str, what: str) -> UserError:
     return UserError(
-        f"{source} is no Nature CNN on {STACK} frames of {SIDE}x{SIDE} pixels: {what}; other networks are not read yet"
+        f"{source} is no chain of convolutions without padding and dense layers with ReLU, on {STACK} frames of "
+        f"{SIDE}x{SIDE} pixels: {what}; other networks are not read yet"
     )

@@ -1,4 +1,6 @@
-"""The Nature CNN with explicit widths: the network that everything here compresses.
+"""Convolutions, then dense layers, of explicit widths: the networks that everything here compresses.
+
+The Nature CNN is the usual one.
 
 Architecture from Mnih et al. 2015, "Human-level control through deep reinforcement learning" (Methods, Model
 architecture); dueling streams from Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning".
@@ -13,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 HEADS = ("q", "policy", "dueling")
-CONV_GEOMETRY = {"conv1": (8, 4), "conv2": (4, 2), "conv3": (3, 1)}  # kernel, stride in pixels
-CONV3_AREA = 7 * 7  # positions of conv3's map on an 84x84 input
-STACK = 4
+NATURE_CONVOLUTIONS = {"conv1": (8, 4), "conv2": (4, 2), "conv3": (3, 1)}  # kernel, stride in pixels
+STACK, SIDE = 4, 84  # frames of an observation, and pixels along a side
 NATURE_WIDTHS = {"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}
 
 
 class PolicyNetwork(nn.Module):
-    """Three convolutions, dense layers and a head, each hidden layer of an explicit width.
+    """Convolutions without padding, dense layers and a head, each hidden layer of an explicit width.
 
-    Hidden layers are named ``conv1 conv2 conv3`` and ``fc1 fc2 ...``; with a dueling head the dense layers are
+    Hidden layers are named ``conv1 conv2 ...`` and ``fc1 fc2 ...``; with a dueling head the dense layers are
     ``value_fc1 ...`` and ``advantage_fc1 ...``. Each is an attribute of that name, followed by a ReLU of its own.
 
     Parameters
@@ -33,11 +34,14 @@ class PolicyNetwork(nn.Module):
         What the outputs are: Q-values, action logits, or Q-values from value and advantage streams.
     actions : int
         Number of actions.
+    convolutions : mapping of str to (int, int)
+        Kernel and stride, in pixels, of each convolution.
 
     Raises
     ------
     ValueError
-        If the head or the layer names are not of the kinds above, or a width is below 1.
+        If the head or the layer names are not of the kinds above, a width is below 1, or a kernel larger than its
+        input.
     """
 
     conv1: nn.Conv2d
@@ -46,24 +50,35 @@ class PolicyNetwork(nn.Module):
     value_head: nn.Linear
     advantage_head: nn.Linear
 
-    def __init__(self, widths: Mapping[str, int], head: str, actions: int) -> None:
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        head: str,
+        actions: int,
+        convolutions: Mapping[str, tuple[int, int]] = NATURE_CONVOLUTIONS,
+    ) -> None:
         super().__init__()
-        _check_widths(widths, head, actions)
+        _check_widths(widths, head, actions, convolutions)
         self.widths = dict(widths)
         self.head_kind = head
         self.actions = actions
-        channels = STACK
-        for name, (kernel, stride) in CONV_GEOMETRY.items():
+        self.convolutions = dict(convolutions)
+        channels, side = STACK, SIDE
+        for name, (kernel, stride) in convolutions.items():
             setattr(self, name, nn.Conv2d(channels, widths[name], kernel, stride))
             setattr(self, f"{name}_relu", nn.ReLU())
-            channels = widths[name]
+            channels, side = widths[name], (side - kernel) // stride + 1
         for stream, outputs in self._streams():
-            features = channels * CONV3_AREA
+            features = channels * side * side
             for name in self._dense(stream):
                 setattr(self, name, nn.Linear(features, widths[name]))
                 setattr(self, f"{name}_relu", nn.ReLU())
                 features = widths[name]
             setattr(self, f"{stream}head", nn.Linear(features, outputs))
+
+    def resized(self, widths: Mapping[str, int]) -> PolicyNetwork:
+        """Make a network of the same kind with other widths, and weights of its own."""
+        return PolicyNetwork(widths, self.head_kind, self.actions, self.convolutions)
 
     def _streams(self) -> tuple[tuple[str, int], ...]:
         return (("value_", 1), ("advantage_", self.actions)) if self.head_kind == "dueling" else (("", self.actions),)
@@ -74,7 +89,7 @@ class PolicyNetwork(nn.Module):
     @property
     def dense_layers(self) -> tuple[str, ...]:
         """Names of the dense hidden layers."""
-        return tuple(name for name in self.widths if name not in CONV_GEOMETRY)
+        return tuple(name for name in self.widths if name not in self.convolutions)
 
     @property
     def heads(self) -> tuple[nn.Linear, ...]:
@@ -103,7 +118,7 @@ class PolicyNetwork(nn.Module):
         return self.decide(*self.after_conv1(self.conv1(images)))
 
     def after_conv1(self, features: Tensor) -> tuple[Tensor, ...]:
-        """Compute what the heads see, from conv1's output before its ReLU, shape (N, channels, 20, 20).
+        """Compute what the heads see, from conv1's output before its ReLU, shape (N, channels, h, w).
 
         Returns
         -------
@@ -111,7 +126,7 @@ class PolicyNetwork(nn.Module):
             Values of the last dense layer, shape (N, units); with a dueling head of both streams, value first.
         """
         features = self.conv1_relu(features)
-        for name in ("conv2", "conv3"):
+        for name in list(self.convolutions)[1:]:
             features = self._apply_layer(name, features)
         features = features.flatten(1)
         return tuple(self._run_stream(stream, features) for stream, _ in self._streams())
@@ -134,11 +149,20 @@ class PolicyNetwork(nn.Module):
         return features
 
 
-def _check_widths(widths: Mapping[str, int], head: str, actions: int) -> None:
+def _check_widths(
+    widths: Mapping[str, int], head: str, actions: int, convolutions: Mapping[str, tuple[int, int]]
+) -> None:
     if head not in HEADS:
         raise ValueError(f"head {head!r} is not one of {', '.join(HEADS)}")
     streams = ("value_", "advantage_") if head == "dueling" else ("",)
-    expected = list(CONV_GEOMETRY)
+    expected = [f"conv{number}" for number in range(1, len(convolutions) + 1)]
+    if list(convolutions) != expected or not expected:
+        raise ValueError(f"convolutions are named conv1, conv2 and so on, got {list(convolutions)}")
+    side = SIDE
+    for name, (kernel, stride) in convolutions.items():
+        if not (1 <= kernel <= side and stride >= 1):
+            raise ValueError(f"{name} has the kernel {kernel} and the stride {stride} on a map of {side}x{side}")
+        side = (side - kernel) // stride + 1
     for stream in streams:
         count = sum(name.startswith(f"{stream}fc") for name in widths)
         expected += [f"{stream}fc{i}" for i in range(1, max(count, 1) + 1)]
@@ -183,10 +207,10 @@ def fold_dueling(network: PolicyNetwork) -> PolicyNetwork:
     value, advantage = network._dense("value_"), network._dense("advantage_")
     if len(value) != len(advantage):
         raise ValueError("the value and the advantage stream must have the same number of layers to be folded")
-    widths = {name: network.widths[name] for name in CONV_GEOMETRY}
+    widths = {name: network.widths[name] for name in network.convolutions}
     for i, (v, a) in enumerate(zip(value, advantage, strict=True), start=1):
         widths[f"fc{i}"] = network.widths[v] + network.widths[a]
-    folded = PolicyNetwork(widths, "q", network.actions)
+    folded = PolicyNetwork(widths, "q", network.actions, network.convolutions)
     state = {key: tensor for key, tensor in network.state_dict().items() if key.startswith("conv")}
     for i, (v, a) in enumerate(zip(value, advantage, strict=True), start=1):
         v_layer, a_layer = getattr(network, v), getattr(network, a)

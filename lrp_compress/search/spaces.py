@@ -14,7 +14,6 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from lrp_compress.compression.composites import COMPOSITES
 from lrp_compress.config.schema import Config, SpaceConfig, flatten
-from lrp_compress.networks.nature import CONV_GEOMETRY
 from lrp_compress.support.registry import Registry
 
 Value = str | int | float
@@ -147,7 +146,7 @@ def starting_points(config: Config, widths: Mapping[str, int], space: SpaceConfi
         "distill.temperature": float(settings["distill.temperature"] or 1.0),
     }
     uniform = [dict.fromkeys(widths, ratio) for ratio in (0.3, 0.5, 0.7, 0.9) if ratio <= space.max_ratio]
-    conv_only = {layer: 0.5 if layer in CONV_GEOMETRY else 0.0 for layer in widths}
+    conv_only = {layer: 0.5 if layer.startswith("conv") else 0.0 for layer in widths}
     return [
         plain | {f"{LAYER_RATIO}{layer}": ratio for layer, ratio in ratios.items()} for ratios in [*uniform, conv_only]
     ]

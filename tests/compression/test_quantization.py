@@ -18,7 +18,7 @@ from lrp_compress.deployment.measuring.deviation import deviation
 from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import fast_outputs
-from lrp_compress.networks.nature import CONV_GEOMETRY, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
 
 WIDTHS = {"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}
 
@@ -85,7 +85,7 @@ def largest_activations(network: PolicyNetwork, play: NDArray[np.uint8]) -> dict
     calibration = torch.from_numpy(play).clone()
     calibration[0, 0, 0, 0] = 255
     folded, found = fold_dueling(network), {}
-    for name in (*CONV_GEOMETRY, *folded.dense_layers):
+    for name in folded.widths:
         relu = getattr(folded, f"{name}_relu")
         relu.register_forward_hook(lambda _, inputs, output, name=name: found.update({name: output.max().item()}))
     with torch.no_grad():

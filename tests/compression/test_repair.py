@@ -22,7 +22,7 @@ from lrp_compress.config.schema import CriterionConfig, PruneConfig, RolloutsCon
 from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import CONV3_AREA, PolicyNetwork
+from lrp_compress.networks.nature import PolicyNetwork
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def with_copies(network: PolicyNetwork) -> PolicyNetwork:
             share = torch.rand(weight.shape[1]).view([1, -1] + [1] * (weight.dim() - 2))
             parts = [weight * share, weight * (1 - share)]
             if name.endswith("fc1"):  # a map's places lie together
-                parts = [part.view(len(weight), -1, CONV3_AREA) for part in parts]
+                parts = [part.view(len(weight), -1, 7 * 7) for part in parts]
             weight = torch.cat(parts, 1).flatten(1) if weight.dim() == 2 else torch.cat(parts, 1)
         hidden = name in network.widths
         twin.weight.copy_(torch.cat([weight, weight]) if hidden else weight)

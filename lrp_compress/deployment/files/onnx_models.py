@@ -25,7 +25,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.deployment.files.onnx_sessions import INPUT, OUTPUT
-from lrp_compress.networks.nature import CONV_GEOMETRY, STACK, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import STACK, PolicyNetwork, fold_dueling
 from lrp_compress.support.files import atomic_path
 
 OPSET, IR_VERSION = 20, 9  # of the same release of ONNX, 1.15
@@ -120,16 +120,16 @@ def _float_model(network: PolicyNetwork, of_pixels: bool) -> onnx.ModelProto:
         weights["conv1.weight"] = weights["conv1.weight"] / np.float32(WHITE)
         nodes.append(helper.make_node("Cast", [INPUT], ["pixels"], to=TensorProto.FLOAT))
         values = "pixels"
-    for name in (*CONV_GEOMETRY, *network.dense_layers, "head"):
+    for name in (*network.widths, "head"):
         inputs, output = [values, f"{name}.weight", f"{name}.bias"], OUTPUT if name == "head" else name
-        if name in CONV_GEOMETRY:
-            nodes.append(helper.make_node("Conv", inputs, [output], name, strides=[CONV_GEOMETRY[name][1]] * 2))
+        if name in network.convolutions:
+            nodes.append(helper.make_node("Conv", inputs, [output], name, strides=[network.convolutions[name][1]] * 2))
         else:
             nodes.append(helper.make_node("Gemm", inputs, [output], name, transB=1))
         if name != "head":
             values = f"{name}_relu"
             nodes.append(helper.make_node("Relu", [output], [values]))
-        if name == "conv3":
+        if name == [*network.convolutions][-1]:
             nodes.append(helper.make_node("Reshape", [values, "flat"], ["features"]))
             values = "features"
     tensors = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights.items()]

@@ -82,7 +82,7 @@ def profile_network(network: PolicyNetwork) -> Profile:
         The same for any two networks of the same widths, head and actions.
     """
     with torch.device("meta"):  # shapes without numbers: nothing is computed
-        shape_only = PolicyNetwork(network.widths, network.head_kind, network.actions)
+        shape_only = network.resized(network.widths)
         observation = torch.zeros(1, STACK, 84, 84)
     touched: dict[str, int] = {}
     modules = {name: layer for name, layer in shape_only.named_children() if isinstance(layer, nn.Conv2d | nn.Linear)}
