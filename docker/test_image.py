@@ -23,7 +23,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from tests.cli.test_search import TINY
+from tests.commands.test_search import TINY
 
 REPOSITORY = Path(__file__).parents[1]
 PROJECT, IMAGE, CHANGED = "lrp_compress_test", "lrp_compress:test", "lrp_compress:test-changed"

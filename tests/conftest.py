@@ -14,7 +14,7 @@ import torch
 from lrp_compress.support.files import atomic_path
 from lrp_compress.tracking.runs import import_mlflow
 from lrp_compress.tracking.stores import locked
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

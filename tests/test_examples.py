@@ -14,7 +14,7 @@ from nbclient import NotebookClient
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.deployment.files.onnx_models import save_float
-from tests.cli.commands import environment
+from tests.commands.running import environment
 
 pytestmark = pytest.mark.slow
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from lrp_compress.agents.formats import read_foreign
 from lrp_compress.support.errors import UserError
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
 
 OBSERVATIONS = torch.randint(0, 256, (16, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

@@ -13,7 +13,7 @@ import pytest
 from lrp_compress.agents.sources import local_file
 from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.support.errors import UserError
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
 
 CONTENT = b"an agent's file" * 1000
 

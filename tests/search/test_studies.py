@@ -27,8 +27,8 @@ from lrp_compress.search.studies import OWNER, RETRY_OF, ask, close_dead, counts
 from lrp_compress.search.trials import run_trials
 from lrp_compress.support.errors import GivenUp, UserError
 from lrp_compress.support.processes import owner
-from tests.cli.commands import REPOSITORY
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import REPOSITORY
 
 METRICS = {"student/return_kept": 0.8, "student/speedup": 2.0, "student/speedup_spread": 0.1}
 Ends = Callable[[int], dict[str, float]]

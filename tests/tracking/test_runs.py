@@ -36,7 +36,7 @@ from lrp_compress.support.processes import process_start
 from lrp_compress.tracking import runs as tracking
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.tracker import BUFFER_METRICS, MlflowTracker
-from tests.cli.forks import Fork, Forks
+from tests.commands.forks import Fork, Forks
 
 REPOSITORY = Path(lrp_compress.__file__).parent.parent
 

@@ -27,8 +27,8 @@ from lrp_compress.environments.evaluation import Evaluation, load_evaluation
 from lrp_compress.reporting.records import find_runs
 from lrp_compress.support.files import SUMS
 from lrp_compress.tracking.downloads import download_folder
-from tests.cli.commands import REPOSITORY, environment
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import REPOSITORY, environment
 
 MainJob = Callable[..., str]
 

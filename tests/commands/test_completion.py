@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Command, environment
+from tests.commands.running import Command, environment
 
 
 def completed(lrp_compress: Command, line: str, shell: str = "bash") -> list[str]:

@@ -28,7 +28,7 @@ from lrp_compress.commands.table import COMMANDS
 from lrp_compress.compression.attribution import _mend_torchvision
 from lrp_compress.support.processes import process_start
 from lrp_compress.tracking.runs import import_mlflow
-from tests.cli.commands import REPOSITORY, environment
+from tests.commands.running import REPOSITORY, environment
 
 PATIENCE_S = 240
 # What commands import only when they need it, or torch when it first learns.
@@ -43,7 +43,7 @@ class Forks:
     """The process, which starts one command after the other."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.cli.forks"]
+        command = [sys.executable, "-m", "tests.commands.forks"]
         pipe = subprocess.PIPE
         self._server = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(), stdin=pipe, stdout=pipe, text=True, bufsize=1

@@ -16,7 +16,7 @@ from lrp_compress.stages.resume import RESULT, STAGES, run_once
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 from lrp_compress.tracking.tracker import Tracker
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
 
 WORKS = """
 import sys, time

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Command
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import Command
 
 
 @pytest.fixture

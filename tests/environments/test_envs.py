@@ -19,7 +19,7 @@ from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Protocol, Step
 from lrp_compress.networks.nature import PolicyNetwork
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.processes import process_start
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
 
 pytestmark = pytest.mark.slow
 

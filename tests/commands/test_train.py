@@ -17,8 +17,8 @@ from mlflow.entities import Run
 from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.support.files import read_json
-from tests.cli.commands import Command, environment
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import Command, environment
 
 SMALL = [
     "game=pong",

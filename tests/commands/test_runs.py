@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from lrp_compress.commands.cli import sweep_folder
-from tests.cli.commands import Command
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import Command
 
-FAKE = "tests.cli.fake_pipeline"
+FAKE = "tests.commands.fake_pipeline"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.commands import Command
+from tests.commands.running import Command
 from tests.reporting.test_reports import made_run
 
 

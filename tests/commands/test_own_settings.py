@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.commands import Command
+from tests.commands.running import Command
 
 FILES = {
     "game/klax2": "name: klax\ntitle: Klax, my way\nrandom_score: 0\nhuman_score: null\n",

@@ -18,7 +18,7 @@ from lrp_compress.config.checks import check_config, conf_dir, options, register
 from lrp_compress.config.schema import Config, TrainConfig, config_hash, flatten
 from lrp_compress.networks.nature import NATURE_WIDTHS
 from lrp_compress.support.errors import UserError
-from tests.cli.commands import default_options
+from tests.commands.running import default_options
 
 CHOSEN = ["+game=breakout"]
 

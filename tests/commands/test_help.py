@@ -6,7 +6,7 @@ import pytest
 
 from lrp_compress.commands.table import COMMANDS
 from lrp_compress.config.checks import options
-from tests.cli.commands import Command, default_options
+from tests.commands.running import Command, default_options
 
 
 @pytest.mark.parametrize(

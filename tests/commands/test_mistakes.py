@@ -13,7 +13,7 @@ import torch
 
 from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
 from lrp_compress.agents.teachers import teachers_dir
-from tests.cli.commands import Command
+from tests.commands.running import Command
 
 # What was typed, and what the line must hold.
 MISTAKES = {

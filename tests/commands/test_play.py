@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageSequence
 
 from lrp_compress.agents.teachers import teachers_dir
-from tests.cli.commands import Command
+from tests.commands.running import Command
 
 
 def test_a_video_shows_the_game_and_its_relevance(lrp_compress: Command, tmp_path: Path):

@@ -12,8 +12,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.cli.commands import Command
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import Command
 
 TINY = (
     *("game=breakout", "experiment=smoke", "search=smoke", "search.n_trials=2", "search.floor=null"),

@@ -17,7 +17,7 @@ from lrp_compress.config.schema import FirmwareConfig
 from lrp_compress.networks.nature import PolicyNetwork
 from lrp_compress.support.errors import UserError
 from lrp_compress.tracking.tracker import Tracker
-from tests.cli.commands import Command
+from tests.commands.running import Command
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.int8_files import write_int8
 

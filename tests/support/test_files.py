@@ -67,7 +67,7 @@ def test_a_killed_writer_leaves_the_old_file_alone(tmp_path: Path):
         "    temporary.write_text('half of the n')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old"

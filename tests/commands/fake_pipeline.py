@@ -1,6 +1,6 @@
 """The command line with a pipeline that ends as the seed says, where the real one would take a minute and end well.
 
-Run as ``python -m tests.cli.fake_pipeline`` with the arguments of ``python -m lrp_compress``.
+Run as ``python -m tests.commands.fake_pipeline`` with the arguments of ``python -m lrp_compress``.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from lrp_compress.support.seeding import stage_seed
 
 def test_seeds_are_the_same_in_every_process():
     code = "from lrp_compress.support.seeding import stage_seed; print(stage_seed(3, 'evaluate', 'student', 1))"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     printed = {
         subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
         for _ in range(2)  # str.__hash__ would differ between the two

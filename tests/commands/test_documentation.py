@@ -14,8 +14,8 @@ import time
 import urllib.request
 from pathlib import Path
 
-from tests.cli.commands import REPOSITORY, environment
-from tests.cli.forks import Forks
+from tests.commands.forks import Forks
+from tests.commands.running import REPOSITORY, environment
 
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "quickstart.md"]
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)

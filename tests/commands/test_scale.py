@@ -20,9 +20,9 @@ import pgserver
 import pytest
 from optuna.trial import TrialState
 
-from tests.cli.commands import environment
-from tests.cli.forks import Forks
-from tests.cli.test_search import TINY
+from tests.commands.forks import Forks
+from tests.commands.running import environment
+from tests.commands.test_search import TINY
 
 WORKERS, TRIALS = 3, 3
 
