@@ -37,6 +37,7 @@ from lrp_compress.compression.repair import lessons, repair
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config, CriterionConfig
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.nature import PolicyNetwork
@@ -69,7 +70,7 @@ def play(agent: Agent, game: str, states: int, seed: int, folder: Path) -> Rollo
     if not path.exists():
         wanted = dataclasses.replace(config.rollouts, states=states)
         rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
-        save_rollouts(path, collect_rollouts(agent, wanted, rule, config.protocol, seed))
+        save_rollouts(path, collect_rollouts(agent, wanted, Acting(rule, config.protocol, seed)))
     return load_rollouts(path, config.protocol, seed)
 
 

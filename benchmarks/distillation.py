@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import os
 import statistics
 import time
@@ -33,6 +34,7 @@ from lrp_compress.compression.losses import kl
 from lrp_compress.config.schema import DistillConfig
 from lrp_compress.environments.acting import action_rule, choose_actions
 from lrp_compress.environments.atari import envs_for
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import fast_outputs, faster_precision
 from lrp_compress.networks.nature import PolicyNetwork
@@ -110,7 +112,9 @@ def our_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
     frames = torch.zeros(4, 84, 84, dtype=torch.uint8)
     rollouts = Rollouts(frames, nothing, outputs, torch.arange(len(nothing)), "noop", 0)
     rule = action_rule("sample", "policy", 0.0)
-    return distill(half_width(teacher), {}, teacher, rollouts, CONFIG, samples, rule, "noop", seed).samples_per_s
+    student = Agent(half_width(teacher), dataclasses.replace(teacher.info, kept={}))
+    config = dataclasses.replace(CONFIG, samples=samples)
+    return distill(student, teacher, rollouts, config, Acting(rule, "noop", seed)).samples_per_s
 
 
 def allowed_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:

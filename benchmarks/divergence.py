@@ -10,12 +10,13 @@ number of samples, and prints a Markdown table: parameters kept and mean diverge
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from lrp_compress.agents.checkpoints import all_channels, load_agent
+from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.distillation import distill
@@ -25,6 +26,7 @@ from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config
 from lrp_compress.deployment.measuring.profiling import profile_network
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
 
@@ -50,7 +52,7 @@ def main() -> None:
     print("| ratio 0.8 | parameters kept | hint | KL divergence |\n|---|---|---|---|")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = configured()
-        rollouts = collect_rollouts(teacher, config.rollouts, rule, config.protocol, options.seed)
+        rollouts = collect_rollouts(teacher, config.rollouts, Acting(rule, config.protocol, options.seed))
         observations = rollouts.observations(torch.arange(len(rollouts)))
         held_out = rollouts.part(rollouts.held_out())
         scores = score_channels(network, observations, rollouts.outputs, config.criterion, options.seed)
@@ -60,10 +62,11 @@ def main() -> None:
                 config = configured(f"++prune.layer_ratios={ratios}", *settings)
                 kept = all_channels(network.widths)
                 plan = plan_pruning(scores, network, network.widths, kept, config.prune, config.prune.ratio)
-                student = distill(
-                    apply_pruning(network, plan), plan.kept_original, teacher, held_out, config.distill,
-                    options.samples, rule, config.protocol, options.seed + 1,
-                ).network  # fmt: skip
+                info = dataclasses.replace(teacher.info, kept=plan.kept_original)
+                how = dataclasses.replace(config.distill, samples=options.samples)
+                acting = Acting(rule, config.protocol, options.seed + 1)
+                pruned = Agent(apply_pruning(network, plan), info)
+                student = distill(pruned, teacher, held_out, how, acting).network
                 share = profile_network(student).params / profile_network(network).params
                 divergence = kl(batched_outputs(student, observations), rollouts.outputs, 1.0).item()
                 print(f"| {label} | {share:.1%} | {hint:g} | {divergence:.3f} |", flush=True)

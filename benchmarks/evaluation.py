@@ -29,7 +29,7 @@ from lrp_compress.config.schema import EvaluateConfig, GameConfig, RolloutsConfi
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.environments.acting import Outputs, act, action_rule, cores_shared_with_emulators
 from lrp_compress.environments.evaluation import evaluate
-from lrp_compress.environments.groups import Emulators, reset_groups
+from lrp_compress.environments.groups import Acting, Emulators, reset_groups
 from lrp_compress.environments.rollouts import collect_rollouts
 
 PROTOCOL = "noop"
@@ -77,7 +77,7 @@ def evaluating(agent: Agent, config: EvaluateConfig, emulators: Emulators, outpu
 
     def run(seed: int) -> float:
         start = time.perf_counter()
-        played = evaluate(agent, config, game, rule, PROTOCOL, seed, "evaluate", outputs, emulators)
+        played = evaluate(agent, config, game, Acting(rule, PROTOCOL, seed, emulators), "evaluate", outputs)
         return sum(episode.length for episode in played.episodes) / (time.perf_counter() - start)
 
     return run
@@ -102,7 +102,7 @@ def main() -> None:
     emulators = Emulators()
     with tempfile.TemporaryDirectory() as folder:
         how = RolloutsConfig(states=2 * STATES, envs=4, block=1, every=2)
-        played = collect_rollouts(student, how, rule, PROTOCOL, 0)
+        played = collect_rollouts(student, how, Acting(rule, PROTOCOL, 0))
         states = played.observations(torch.arange(len(played))).numpy()
         path = Path(folder) / "int8.onnx"
         quantize_static(path, student, states[:STATES], states[STATES:])

@@ -36,9 +36,10 @@ from lrp_compress.compression.tuning import score_by_play
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config, config_hash
 from lrp_compress.deployment.files.onnx_models import save_float
-from lrp_compress.environments.acting import ActionRule, action_rule
+from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.evaluation import Evaluation
 from lrp_compress.environments.evaluation import evaluate as play_episodes
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.pictures.videos import write_video
 from lrp_compress.pipeline import carry_out, find_teacher, preflight
@@ -175,8 +176,7 @@ def rollouts(agent: Agent, config: Config | None = None) -> Rollouts:
         Its ``rollouts`` say how many.
     """
     config = config or settings(agent.info.game)
-    seed = stage_seed(config.seed, "rollouts")
-    return collect_rollouts(agent, config.rollouts, _rule(agent, config), config.protocol, seed)
+    return collect_rollouts(agent, config.rollouts, _acting(agent, config, "rollouts"))
 
 
 def relevance(agent: Agent, states: Rollouts, config: Config | None = None) -> ChannelScores:
@@ -272,17 +272,8 @@ def distill(student: Agent, teacher: Agent, states: Rollouts, config: Config | N
     """
     config = config or settings(teacher.info.game)
     learning, taught_by = (Agent(copy.deepcopy(a.network).to(config.device), a.info) for a in (student, teacher))
-    learned = distillation.distill(
-        learning.network,
-        student.info.kept,
-        taught_by,
-        states,
-        config.distill,
-        config.distill.samples,
-        _rule(teacher, config),
-        config.protocol,
-        stage_seed(config.seed, "distill", 1),
-    )
+    acting = _acting(teacher, config, "distill", 1)
+    learned = distillation.distill(learning, taught_by, states, config.distill, acting)
     return Agent(learned.network.cpu(), student.info)
 
 
@@ -297,8 +288,7 @@ def evaluate(agent: Agent, config: Config | None = None) -> Evaluation:
         Its ``evaluate`` says how many and how the agent acts, its ``protocol`` under which rules.
     """
     config = config or settings(agent.info.game)
-    seed = stage_seed(config.seed, "evaluate")
-    return play_episodes(agent, config.evaluate, config.game, _rule(agent, config), config.protocol, seed, "evaluate")
+    return play_episodes(agent, config.evaluate, config.game, _acting(agent, config, "evaluate"), "evaluate")
 
 
 def watch(agent: Agent, path: str | Path, seconds: float = 20.0, config: Config | None = None) -> Path:
@@ -316,10 +306,7 @@ def watch(agent: Agent, path: str | Path, seconds: float = 20.0, config: Config 
         Its ``criterion`` has the relevance's rules.
     """
     config = config or settings(agent.info.game)
-    seed = stage_seed(config.seed, "video")
-    return write_video(
-        Path(path), watched(agent, config.criterion, _rule(agent, config), config.protocol, seed, seconds)
-    )
+    return write_video(Path(path), watched(agent, config.criterion, _acting(agent, config, "video"), seconds))
 
 
 def compress(
@@ -372,8 +359,9 @@ def _of_source(config: Config, source: str | Path) -> Config:
     return dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, source=str(source)))
 
 
-def _rule(agent: Agent, config: Config) -> ActionRule:
-    return action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
+def _acting(agent: Agent, config: Config, *stage: str | int) -> Acting:
+    rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
+    return Acting(rule, config.protocol, stage_seed(config.seed, *stage))
 
 
 def _written(agent: Agent, folder: Path) -> Path:

@@ -19,6 +19,7 @@ from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
 from lrp_compress.pictures.figures import lay_over
 from lrp_compress.support.files import atomic_path
@@ -46,7 +47,7 @@ def play(run: Path) -> Path:
     teacher = load_agent(teachers_dir() / f"{student.info.game}.safetensors")
     result = json.loads((run / "result.json").read_text())
     rule = action_rule("auto", student.network.head_kind, 0.001)
-    seen = [record_play(agent, rule, "noop", 1, SKIPPED + STEPS)[SKIPPED:] for agent in (teacher, student)]
+    seen = [record_play(agent, Acting(rule, "noop", 1), SKIPPED + STEPS)[SKIPPED:] for agent in (teacher, student)]
     length = min(map(len, seen))
     maps = heat_maps(student.network, torch.from_numpy(seen[1][:length]), "epsilon", "greedy").float().numpy()
     maps = np.clip(maps / np.quantile(np.abs(maps), 0.99), -1, 1)

@@ -14,8 +14,9 @@ from lrp_compress.agents.teachers import load_teacher, teacher_path
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.composites import find_composite
 from lrp_compress.config.schema import CriterionConfig, PlayConfig
-from lrp_compress.environments.acting import ActionRule, action_rule
+from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
 from lrp_compress.pictures.videos import relevance_pictures, write_video
 from lrp_compress.pictures.window import has_screen, show
@@ -60,8 +61,8 @@ def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float
     """
     agent = _load(config)
     rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
-    seed = stage_seed(config.seed, "video")
-    pictures = watched(agent, config.criterion, rule, config.protocol, seed, config.seconds)
+    acting = Acting(rule, config.protocol, stage_seed(config.seed, "video"))
+    pictures = watched(agent, config.criterion, acting, config.seconds)
     video = write_video(run_dir / VIDEO, pictures)
     Console(markup=False).print(f"{len(pictures) / STEPS_PER_SECOND:.0f} s of play   {video}", soft_wrap=True)
     if config.window or (config.window is None and has_screen()):
@@ -69,9 +70,7 @@ def run(config: PlayConfig, run_dir: Path, sweep: str | None) -> dict[str, float
     return {"play/steps": float(len(pictures))}
 
 
-def watched(
-    agent: Agent, criterion: CriterionConfig, rule: ActionRule, protocol: str, seed: int, seconds: float
-) -> NDArray[np.uint8]:
+def watched(agent: Agent, criterion: CriterionConfig, acting: Acting, seconds: float) -> NDArray[np.uint8]:
     """Draw the start of a game with what the agent looks at beside it.
 
     Parameters
@@ -80,12 +79,8 @@ def watched(
         The player.
     criterion : CriterionConfig
         Composite and start of the relevance.
-    rule : ActionRule
-        How the agent chooses actions.
-    protocol : str
-        Name of the protocol.
-    seed : int
-        Seed of the environment and of the action choice.
+    acting : Acting
+        How the agent plays.
     seconds : float
         How long at most; less if the game ends before.
 
@@ -94,7 +89,7 @@ def watched(
     ndarray of uint8, shape (T, height, width, 3)
         A picture for each agent step.
     """
-    play = record_play(agent, rule, protocol, seed, max(1, round(seconds * STEPS_PER_SECOND)))
+    play = record_play(agent, acting, max(1, round(seconds * STEPS_PER_SECOND)))
     batches = torch.split(torch.from_numpy(play), criterion.batch_size)
     composite, start = criterion.composite, criterion.relevance_seed
     maps = torch.cat([heat_maps(agent.network, batch, composite, start) for batch in batches])

@@ -19,6 +19,7 @@ from lrp_compress.config.schema import TeacherConfig, TrainConfig
 from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.atari import PROTOCOLS, minimal_actions
 from lrp_compress.environments.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
 from lrp_compress.networks.fast import check_device
 from lrp_compress.pictures.figures import return_strips
@@ -97,7 +98,8 @@ def publish(
     )
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
     rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
-    play = record_play(agent, rule, "noop", stage_seed(config.seed, "video"), VIDEO_STEPS)
+    acting = Acting(rule, "noop", stage_seed(config.seed, "video"))
+    play = record_play(agent, acting, VIDEO_STEPS)
     side_by_side_video(figures / "play.gif", [play[:, -1]])
     for artifact in (run_dir / "agent.safetensors", run_dir / "card.md", figures):
         tracker.artifact(artifact)
@@ -176,7 +178,8 @@ def _evaluate(config: TrainConfig, agent: Agent, protocol: str, steps: int | Non
     if steps is not None:
         how, part = dataclasses.replace(how, episodes=config.train.evaluate_episodes), ("look", str(steps))
     rule = action_rule(how.action, agent.network.head_kind, how.epsilon)
-    return evaluate(agent, how, config.game, rule, protocol, stage_seed(config.seed, *part), f"evaluate {protocol}")
+    acting = Acting(rule, protocol, stage_seed(config.seed, *part))
+    return evaluate(agent, how, config.game, acting, f"evaluate {protocol}")
 
 
 def _look(config: TrainConfig, agent: Agent, steps: int) -> dict[str, float]:

@@ -21,8 +21,8 @@ from lrp_compress.compression.learner import Learner, Progress
 from lrp_compress.compression.losses import default_temperature
 from lrp_compress.compression.visited_states import Player, label
 from lrp_compress.config.schema import DistillConfig
-from lrp_compress.environments.acting import ActionRule, cores_shared_with_emulators
-from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.acting import cores_shared_with_emulators
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.replay import FrameReplay
 from lrp_compress.environments.rollouts import Rollouts, stacks
 from lrp_compress.networks.fast import faster_precision
@@ -72,50 +72,50 @@ class Distillation:
     samples_per_s: float
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What goes on beside a distillation.
+
+    Attributes
+    ----------
+    on_check : callable
+        Receives each `Progress`.
+    checkpoint : Path or None
+        Where the state of learning is kept every ``config.checkpoint_minutes``, and gone on from with other games.
+    """
+
+    on_check: Callable[[Progress], None] = lambda progress: None
+    checkpoint: Path | None = None
+
+
 def distill(
-    student: PolicyNetwork,
-    kept: Mapping[str, Sequence[int]],
+    student: Agent,
     teacher: Agent,
     rollouts: Rollouts,
     config: DistillConfig,
-    samples: int,
-    rule: ActionRule,
-    protocol: str,
-    seed: int,
-    on_check: Callable[[Progress], None] = lambda progress: None,
-    checkpoint: Path | None = None,
-    emulators: Emulators | None = None,
+    acting: Acting,
+    beside: Beside | None = None,
 ) -> Distillation:
     """Teach the student what the teacher does, until it has learned enough or hardly gets nearer.
 
     Parameters
     ----------
-    student : PolicyNetwork
-        Where to start from, on the device to learn on; left as it is.
-    kept : mapping of str to sequence of int
-        Per hidden layer the teacher's channels that the student's stem from; the dense ones are given the teacher's
-        values as hints. A layer left out gets none.
+    student : Agent
+        Where to start from, on the device to learn on; left as it is. Its dense units are given the values of the
+        teacher's that they stem from as hints, by ``info.kept``; a layer left out there gets none.
     teacher : Agent
         Labels every visited state.
     rollouts : Rollouts
         The teacher's play. The student is judged by the games that are held out, and the temperature of a Q-teacher
         follows from its outputs there; the other states are learned from as those are that it visits.
     config : DistillConfig
-        Loss, data, replay and optimiser.
-    samples : int
-        States to learn from at most, repetitions counted; 0 returns a copy of the student.
-    rule : ActionRule
-        How the acting network chooses actions; where they are greedy, ``config.epsilon`` of them are random.
-    protocol : str
-        Name of the protocol played under.
-    seed : int
-        Seed of environments, action choice and batches.
-    on_check : callable
-        Receives each `Progress`.
-    checkpoint : Path, optional
-        Where the state of learning is kept every ``config.checkpoint_minutes``, and gone on from with other games.
-    emulators : Emulators, optional
-        Where the environments come from, if not made for this distillation alone.
+        Loss, data, replay and optimiser; ``config.samples`` states are learned from at most, repetitions counted, and 0
+        returns a copy of the student.
+    acting : Acting
+        How the acting network plays; where its actions are greedy, ``config.epsilon`` of them are random. Its seed is
+        that of the batches too.
+    beside : Beside, optional
+        Who hears of the progress, and where it is kept.
 
     Returns
     -------
@@ -126,23 +126,24 @@ def distill(
     UserError
         If the checkpoint is damaged.
     """
+    beside, kept, samples, seed = beside or Beside(), student.info.kept, config.samples, acting.seed
     if not samples:
-        return Distillation(copy.deepcopy(student), [], 1.0, 1.0, "float32", 0, 0, 0.0)
+        return Distillation(copy.deepcopy(student.network), [], 1.0, 1.0, "float32", 0, 0, 0.0)
     keep_freed_memory()
     held_out = rollouts.part(rollouts.held_out(), HELD_OUT)
-    student = copy.deepcopy(student).train()
-    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = copy.deepcopy(student.network).train()
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with cores_shared_with_emulators():
-        dtype = PRECISIONS.get(config.precision) or faster_precision(student, config.batch_size)
+        dtype = PRECISIONS.get(config.precision) or faster_precision(network, config.batch_size)
     temperature = config.temperature or default_temperature(teacher.network.head_kind, held_out.outputs)
     precision = next(name for name, kind in PRECISIONS.items() if kind == dtype)
-    hinted = {name: kept[name] for name in student.dense_layers if config.hint and name in kept}
-    greedy = rule.kind == "greedy"
+    hinted = {name: kept[name] for name in network.dense_layers if config.hint and name in kept}
+    greedy = acting.rule.kind == "greedy"
     unit = 1.0 if not greedy else temperature  # what is sampled from has to keep its scale
     batches = stage_seed(seed, "batches")
-    learner = Learner(student, list(hinted), held_out, config, samples, temperature, unit, greedy, dtype, batches)
-    if checkpoint:
-        learner.restore(checkpoint)
+    learner = Learner(network, list(hinted), held_out, config, samples, temperature, unit, greedy, dtype, batches)
+    if beside.checkpoint:
+        learner.restore(beside.checkpoint)
     begun, steps = learner.samples, 0
     seed = stage_seed(seed, "from", begun) if begun else seed  # goes on with other games than those already played
     block = max(1, config.batch_size // config.envs)
@@ -152,14 +153,14 @@ def distill(
         # a copy, since it plays while the learner goes on
         return None if _teacher_acts(config, learner.progress) else copy.deepcopy(learner.actor)
 
-    lent = (emulators or Emulators()).groups(teacher, config.envs, protocol, stage_seed(seed, "envs"))
+    lent = acting.emulators.groups(teacher, config.envs, acting.protocol, stage_seed(seed, "envs"))
     with (
         cores_shared_with_emulators(),
         lent as groups,
         ThreadPoolExecutor(1) as other,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
-        player = Player(teacher, hinted, groups, rule, config.epsilon, stage_seed(seed, "actions"), dtype)
+        player = Player(teacher, hinted, groups, acting.rule, config.epsilon, stage_seed(seed, "actions"), dtype)
         start = saved = time.monotonic()
         played = other.submit(player.play, actor(), block)
         every = min(samples / CHECKS, CHECK_AT_LEAST_EVERY)
@@ -173,16 +174,14 @@ def distill(
             if learner.samples >= min((learner.samples_checked + every), samples):
                 progress = learner.check()
                 bar.set_postfix(loss=f"{progress.held_out_loss:.4f}", agreement=f"{progress.agreement:.3f}")
-                on_check(progress)
-            if checkpoint and time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                learner.save(checkpoint)
+                beside.on_check(progress)
+            if beside.checkpoint and time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                learner.save(beside.checkpoint)
                 saved = time.monotonic()
-    matched = config.match_likelihood and student.head_kind == "policy"
-    network, policy_temperature = learner.finished(matched)
+    matched = config.match_likelihood and network.head_kind == "policy"
+    best, policy_temperature = learner.finished(matched)
     speed = (learner.samples - begun) / (time.monotonic() - start)
-    return Distillation(
-        network, learner.curve, temperature, policy_temperature, precision, learner.samples, steps, speed
-    )
+    return Distillation(best, learner.curve, temperature, policy_temperature, precision, learner.samples, steps, speed)
 
 
 def _remembered(

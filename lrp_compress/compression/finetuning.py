@@ -26,6 +26,7 @@ from lrp_compress.compression.critic import LinearCritic, estimate_advantages
 from lrp_compress.compression.trajectories import Trajectories, trajectories
 from lrp_compress.config.schema import FinetuneConfig
 from lrp_compress.environments.acting import cores_shared_with_emulators
+from lrp_compress.environments.groups import Acting
 from lrp_compress.networks.fast import fast_outputs, faster_precision
 from lrp_compress.networks.nature import PolicyNetwork
 from lrp_compress.support.processes import keep_freed_memory
@@ -70,8 +71,7 @@ def finetune(
     student: PolicyNetwork,
     teacher: Agent,
     config: FinetuneConfig,
-    protocol: str,
-    seed: int,
+    acting: Acting,
     checkpoint: Path,
     report: Callable[[list[Update]], None] = lambda updates: None,
 ) -> PolicyNetwork:
@@ -85,10 +85,8 @@ def finetune(
         With a policy head, on the same device.
     config : FinetuneConfig
         Steps and hyperparameters.
-    protocol : str
-        Name of the protocol played under.
-    seed : int
-        Of environments, action choice and batches.
+    acting : Acting
+        How the student plays; it samples from its policy whatever the rule. The seed is that of the batches too.
     checkpoint : Path
         Where the state is kept now and then, and taken up from if it is there.
     report : callable
@@ -109,8 +107,8 @@ def finetune(
         dtype = faster_precision(copy.deepcopy(student), config.batch_size)
     learner = ProximalLearner(student, config, dtype)
     learner.restore(checkpoint)
-    seed = stage_seed(seed, "from", learner.steps)  # goes on with other games than those already played
-    play = trajectories(learner.student, teacher, config.envs, config.n_steps, protocol, seed, dtype)
+    seed = stage_seed(acting.seed, "from", learner.steps)  # goes on with other games than those already played
+    play = trajectories(learner.student, teacher, config.envs, config.n_steps, acting.protocol, seed, dtype)
     batches = torch.Generator().manual_seed(stage_seed(seed, "batches"))
     updates: list[Update] = []
     saved = time.monotonic()

@@ -19,7 +19,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.config.schema import EvaluateConfig, GameConfig
 from lrp_compress.environments.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
 from lrp_compress.environments.atari import AtariEnvs, Step
-from lrp_compress.environments.groups import Emulators, in_threads, reset_groups
+from lrp_compress.environments.groups import Acting, in_threads, reset_groups
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.support.files import read_json, write_json
 
@@ -123,12 +123,9 @@ def evaluate(
     agent: Agent,
     config: EvaluateConfig,
     game: GameConfig,
-    rule: ActionRule,
-    protocol: str,
-    seed: int,
+    acting: Acting,
     label: str,
     outputs: Outputs | None = None,
-    emulators: Emulators | None = None,
 ) -> Evaluation:
     """Play episodes and report their returns.
 
@@ -143,18 +140,12 @@ def evaluate(
         Number of episodes and environments, stall limit, frame cap, confidence.
     game : GameConfig
         Random and human scores for the normalised score.
-    rule : ActionRule
-        How actions are chosen.
-    protocol : str
-        Name of the protocol.
-    seed : int
-        Seed of the environments and of the action choice.
+    acting : Acting
+        How it plays.
     label : str
         What the progress bar says.
     outputs : callable, optional
         What computes the agent's outputs in its network's place, such as a file of it in another runtime.
-    emulators : Emulators, optional
-        Where the environments come from, if not made for this evaluation alone.
 
     Returns
     -------
@@ -163,20 +154,21 @@ def evaluate(
     """
     count = min(config.envs, config.episodes)
     quota = math.ceil(config.episodes / count)
-    lent = (emulators or Emulators()).groups(agent, count, protocol, seed, max_frames=config.max_frames, count=count)
+    seed, how = acting.seed, {"max_frames": config.max_frames, "count": count}
+    lent = acting.emulators.groups(agent, count, acting.protocol, seed, **how)
     with cores_shared_with_emulators(), lent as envs:
         players = [
             _Player(number, one, step, quota, config.stall_limit)
             for number, (one, step) in enumerate(zip(envs, reset_groups(envs), strict=True))
         ]
-        _play(outputs or _network_outputs(agent), players, rule, seed, label)
+        _play(outputs or _network_outputs(agent), players, acting.rule, seed, label)
     episodes = [episode for player in players for episode in player.played]
     returns = np.array([episode.score for episode in episodes])
     low, high = bootstrap_interval(returns, config.confidence, seed)
     return Evaluation(
         episodes,
-        protocol,
-        str(rule),
+        acting.protocol,
+        str(acting.rule),
         seed,
         float(returns.mean()),
         low,

@@ -7,10 +7,12 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from threading import Event
 from typing import TypeVar
 
 from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.environments.acting import ActionRule
 from lrp_compress.environments.atari import MAX_FRAMES, AtariEnvs, Step, envs_for
 
 GROUPS = 2
@@ -52,6 +54,28 @@ class Emulators:
             yield groups
             stack.pop_all()
         self._kept[key] = groups
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How agents play.
+
+    Attributes
+    ----------
+    rule : ActionRule
+        How actions are chosen.
+    protocol : str
+        Name of the protocol.
+    seed : int
+        Of the environments and of the choice of actions.
+    emulators : Emulators
+        Where the environments come from.
+    """
+
+    rule: ActionRule
+    protocol: str
+    seed: int
+    emulators: Emulators = field(default_factory=Emulators)
 
 
 def env_groups(

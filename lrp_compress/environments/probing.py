@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_emulators
 from lrp_compress.environments.atari import AtariEnvs, envs_for
+from lrp_compress.environments.groups import Acting
 
 ENVS = 16
 STEPS = 400
@@ -52,23 +53,19 @@ class Probe:
         )
 
 
-def probe(agent: Agent, rule: ActionRule, protocol: str, seed: int) -> Probe:
+def probe(agent: Agent, acting: Acting) -> Probe:
     """Play some hundred steps with an agent, and as many at random.
 
     Parameters
     ----------
     agent : Agent
         Who plays.
-    rule : ActionRule
-        How it chooses actions.
-    protocol : str
-        Name of the protocol.
-    seed : int
-        Of environments and actions.
+    acting : Acting
+        How.
     """
-    with cores_shared_with_emulators(), envs_for(agent, ENVS, protocol, seed) as envs:
-        own = _rewards(agent, envs, rule, seed)
-        random = _rewards(agent, envs, ActionRule("greedy", 1.0), seed)
+    with cores_shared_with_emulators(), envs_for(agent, ENVS, acting.protocol, acting.seed) as envs:
+        own = _rewards(agent, envs, acting.rule, acting.seed)
+        random = _rewards(agent, envs, ActionRule("greedy", 1.0), acting.seed)
     error = math.sqrt((own.var(ddof=1) + random.var(ddof=1)) / ENVS)
     means = float(own.mean()), float(random.mean())
     better = bool(means[0] - means[1] > STANDARD_ERRORS * error)

@@ -6,23 +6,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_emulators
+from lrp_compress.environments.acting import act, cores_shared_with_emulators
 from lrp_compress.environments.atari import envs_for
+from lrp_compress.environments.groups import Acting
 
 
-def record_play(agent: Agent, rule: ActionRule, protocol: str, seed: int, steps: int) -> NDArray[np.uint8]:
+def record_play(agent: Agent, acting: Acting, steps: int) -> NDArray[np.uint8]:
     """Play from the start of a game and keep what the agent saw.
 
     Parameters
     ----------
     agent : Agent
         The player.
-    rule : ActionRule
-        How it chooses actions.
-    protocol : str
-        Name of the protocol.
-    seed : int
-        Seed of the environment and of the action choice.
+    acting : Acting
+        How.
     steps : int
         Agent steps (a fifteenth of a second each) to keep at most; fewer if the game ends before.
 
@@ -31,12 +28,12 @@ def record_play(agent: Agent, rule: ActionRule, protocol: str, seed: int, steps:
     ndarray of uint8, shape (T, 4, 84, 84)
         The observations; the newest frame of each is the last.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(acting.seed)
     observations: list[NDArray[np.uint8]] = []
-    with cores_shared_with_emulators(), envs_for(agent, 1, protocol, seed, threads=1) as envs:
+    with cores_shared_with_emulators(), envs_for(agent, 1, acting.protocol, acting.seed, threads=1) as envs:
         step = envs.reset()
         while len(observations) < steps and not step.ended[0]:
             observations.append(step.observations[0])
-            actions, _ = act(agent.network, step.observations, rule, rng)
+            actions, _ = act(agent.network, step.observations, acting.rule, rng)
             step = envs.step(actions)
     return np.stack(observations)

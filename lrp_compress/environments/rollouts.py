@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.config.schema import RolloutsConfig
-from lrp_compress.environments.acting import ActionRule, Outputs, choose_actions, cores_shared_with_emulators
-from lrp_compress.environments.groups import Emulators, in_threads, reset_groups
+from lrp_compress.environments.acting import Outputs, choose_actions, cores_shared_with_emulators
+from lrp_compress.environments.groups import Acting, in_threads, reset_groups
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.support.files import atomic_path
 
@@ -130,13 +130,7 @@ def stacks(frames: Tensor, starts: Tensor) -> Tensor:
 
 
 def collect_rollouts(
-    agent: Agent,
-    config: RolloutsConfig,
-    rule: ActionRule,
-    protocol: str,
-    seed: int,
-    emulators: Emulators | None = None,
-    outputs_of: Outputs | None = None,
+    agent: Agent, config: RolloutsConfig, acting: Acting, outputs_of: Outputs | None = None
 ) -> Rollouts:
     """Let an agent play and keep states spread over its episodes.
 
@@ -149,14 +143,8 @@ def collect_rollouts(
         The player.
     config : RolloutsConfig
         How many states, from how many environments, in what blocks.
-    rule : ActionRule
-        How it chooses actions.
-    protocol : str
-        Name of the protocol.
-    seed : int
-        Seed of the environments and of the action choice.
-    emulators : Emulators, optional
-        Where the environments come from, if not made for these rollouts alone.
+    acting : Acting
+        How it plays.
     outputs_of : callable, optional
         What computes the agent's outputs in its network's place, such as a file of it in another runtime.
     """
@@ -165,14 +153,14 @@ def collect_rollouts(
     players = [_EnvRecord(quota) for _ in range(config.envs)]
     with (
         cores_shared_with_emulators(),
-        (emulators or Emulators()).groups(agent, config.envs, protocol, seed) as groups,
+        acting.emulators.groups(agent, config.envs, acting.protocol, acting.seed) as groups,
         tqdm(total=quota * config.envs, desc="rollouts", unit="state", leave=False, disable=None) as progress,
     ):
         steps = reset_groups(groups)
         ends = list(itertools.accumulate(envs.envs for envs in groups))
 
         def play(number: int, ended: Event) -> None:
-            rng = np.random.default_rng([seed, number])
+            rng = np.random.default_rng([acting.seed, number])
             envs, step = groups[number], steps[number]
             begin = ends[number] - envs.envs
             own = players[begin : ends[number]]
@@ -186,10 +174,10 @@ def collect_rollouts(
                 progress.update(kept)
                 if ended.is_set() or all(len(player.starts) == quota for player in own):
                     return
-                step = envs.step(choose_actions(outputs, rule, rng))
+                step = envs.step(choose_actions(outputs, acting.rule, rng))
 
         in_threads(play, range(len(groups)))
-    return _join(players, config.states, protocol, seed)
+    return _join(players, config.states, acting.protocol, acting.seed)
 
 
 class _EnvRecord:

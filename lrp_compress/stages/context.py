@@ -14,7 +14,7 @@ from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.config.schema import Config
 from lrp_compress.environments.acting import ActionRule, action_rule
-from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.support.files import value_digest
 from lrp_compress.support.seeding import stage_seed
 from lrp_compress.tracking.tracker import Tracker
@@ -58,6 +58,10 @@ class Run:
     def seed(self, *stage: str | int) -> int:
         """Seed of a stage."""
         return stage_seed(self.config.seed, *stage)
+
+    def acting(self, seed: int) -> Acting:
+        """How agents play in this run, from a seed."""
+        return Acting(self.rule, self.config.protocol, seed, self.emulators)
 
     def step_file(self, step: int, name: str) -> Path:
         """Path of a result of one step of the schedule."""

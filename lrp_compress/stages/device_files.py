@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent, save_agent
-from lrp_compress.compression.distillation import distill
+from lrp_compress.compression.distillation import Beside, distill
 from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.quantization import (
     Quantization,
@@ -191,7 +191,11 @@ def _distill_for_int8(run: Run, own: Agent, rollouts: Rollouts) -> Agent:
     else:
         teacher, kept = run.teacher, own.info.kept
     how = dataclasses.replace(
-        run.config.distill, learning_rate=wanted.learning_rate, match_likelihood=False, precision="float32"
+        run.config.distill,
+        samples=wanted.samples,
+        learning_rate=wanted.learning_rate,
+        match_likelihood=False,
+        precision="float32",
     )
     stage, pace, checkpoint = "distill for int8", Pace(), run.folder / DISTILLED / "distillation.pt"
 
@@ -201,20 +205,10 @@ def _distill_for_int8(run: Run, own: Agent, rollouts: Rollouts) -> Agent:
         pace.say("%s: %s of %s samples, %s", stage, f"{progress.samples:,}", f"{wanted.samples:,}", agreeing(progress))
 
     def make() -> Agent:
-        result = distill(
-            quantization_aware(own.network),
-            {} if own.network.head_kind == "dueling" else kept,
-            teacher,
-            rollouts,
-            how,
-            wanted.samples,
-            run.rule,
-            run.config.protocol,
-            run.seed("quantize", "distill"),
-            track,
-            checkpoint,
-            run.emulators,
-        )
+        hinted = {} if own.network.head_kind == "dueling" else kept
+        student = Agent(quantization_aware(own.network), dataclasses.replace(own.info, kept=hinted))
+        acting = run.acting(run.seed("quantize", "distill"))
+        result = distill(student, teacher, rollouts, how, acting, Beside(track, checkpoint))
         return Agent(full_precision(result.network), own.info)
 
     path = run.folder / DISTILLED / "student.safetensors"

@@ -59,7 +59,7 @@ def evaluate(run: Run, agent: Agent, name: str, outputs: Outputs | None = None, 
     def make() -> Evaluation:
         plays = outputs or in_runtime(run, agent, name)
         label = f"evaluate {name}"
-        return play_games(agent, how, config.game, run.rule, config.protocol, seed, label, plays, run.emulators)
+        return play_games(agent, how, config.game, run.acting(seed), label, plays)
 
     played = stored(
         shared if name == "teacher" else path,

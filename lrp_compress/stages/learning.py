@@ -17,6 +17,7 @@ from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
 from lrp_compress.compression import distillation, finetuning
 from lrp_compress.compression.budgets import choose_widths, measure_curves, with_widths
 from lrp_compress.compression.criteria import ChannelScores
+from lrp_compress.compression.distillation import Beside
 from lrp_compress.compression.finetuning import Update
 from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
@@ -142,21 +143,9 @@ def distill(run: Run, agent: Agent, rollouts: Rollouts, step: int, last: bool) -
             _check_hope(config.distill, progress)
 
     def make() -> Agent:
-        seed = run.seed("distill", step)
-        result = distillation.distill(
-            run.to_learn(agent).network,
-            agent.info.kept,
-            run.to_learn(run.teacher),
-            rollouts,
-            config.distill,
-            samples,
-            run.rule,
-            config.protocol,
-            seed,
-            track,
-            checkpoint,
-            run.emulators,
-        )
+        student, teacher = run.to_learn(agent), run.to_learn(run.teacher)
+        how, acting = dataclasses.replace(config.distill, samples=samples), run.acting(run.seed("distill", step))
+        result = distillation.distill(student, teacher, rollouts, how, acting, Beside(track, checkpoint))
         record = {key: value for key, value in dataclasses.asdict(result).items() if key != "network"}
         write_json(run.step_file(step, "distillation.json"), record)
         values = {
@@ -198,9 +187,9 @@ def finetune(run: Run, agent: Agent) -> Agent:
             pace.say("%s: %s, return %.1f", stage, done, update.return_mean)
 
     def make() -> Agent:
-        seed = run.seed("finetune")
+        acting = run.acting(run.seed("finetune"))
         student, teacher = run.to_learn(agent).network, run.to_learn(run.teacher)
-        network = finetuning.finetune(student, teacher, config.finetune, config.protocol, seed, checkpoint, track)
+        network = finetuning.finetune(student, teacher, config.finetune, acting, checkpoint, track)
         return Agent(network.cpu(), agent.info)
 
     student = stored(run.folder / "finetuned.safetensors", make, save_agent, load_agent, stage, _size)

@@ -28,7 +28,7 @@ def probe_teacher(run: Run) -> None:
     seed = run.seed("probe")
     result = stored(
         run.folder / "probe.json",
-        lambda: probe(run.teacher, run.rule, config.protocol, seed),
+        lambda: probe(run.teacher, run.acting(seed)),
         lambda path, result: write_json(path, dataclasses.asdict(result)),
         lambda path: Probe(**read_json(path)),
         "probe of the teacher",
@@ -55,9 +55,7 @@ def rollouts(run: Run) -> Rollouts:
 
 def play(run: Run, agent: Agent, name: str, how: RolloutsConfig, seed: int) -> Rollouts:
     """Let an agent play, and keep states of it."""
-    return collect_rollouts(
-        agent, how, run.rule, run.config.protocol, seed, run.emulators, in_runtime(run, agent, name)
-    )
+    return collect_rollouts(agent, how, run.acting(seed), in_runtime(run, agent, name))
 
 
 def in_runtime(run: Run, agent: Agent, name: str) -> Outputs:

@@ -15,6 +15,7 @@ from lrp_compress.config.schema import Config
 from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.atari import envs_for
 from lrp_compress.environments.evaluation import Evaluation
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import batched_outputs
@@ -81,9 +82,9 @@ def publish(
     if points := distillation_points(run_dir / "stages"):
         tracker.image(learning_curve(figures / "distillation.png", points), "distill/curve")
     rule = action_rule(config.evaluate.action, agents["teacher"].network.head_kind, config.evaluate.epsilon)
-    seed = stage_seed(config.seed, "video")
+    acting = Acting(rule, config.protocol, stage_seed(config.seed, "video"))
     steps = min(VIDEO_STEPS, config.evaluate.max_frames // agents["teacher"].info.frame_skip)
-    plays = [record_play(agents[name], rule, config.protocol, seed, steps) for name in ("teacher", "student")]
+    plays = [record_play(agents[name], acting, steps) for name in ("teacher", "student")]
     side_by_side_video(figures / "teacher-and-student.gif", [play[:, -1] for play in plays])
     tracker.artifact(figures)
 

@@ -16,14 +16,14 @@ from omegaconf import OmegaConf
 from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.criteria import ChannelScores
-from lrp_compress.compression.distillation import Distillation, distill
+from lrp_compress.compression.distillation import Beside, Distillation, distill
 from lrp_compress.compression.learner import Progress
 from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import DistillConfig, PruneConfig, RolloutsConfig
 from lrp_compress.environments.acting import ActionRule
-from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs, dense_values
 from lrp_compress.networks.nature import PolicyNetwork
@@ -44,7 +44,7 @@ def teacher() -> Agent:
 @pytest.fixture(scope="module")
 def play(teacher: Agent) -> Rollouts:
     """Play of the teacher, of which no student learns from the games that are held out."""
-    return collect_rollouts(teacher, RolloutsConfig(400, 2, 8, 2), SAMPLE, "noop", seed=99)
+    return collect_rollouts(teacher, RolloutsConfig(400, 2, 8, 2), Acting(SAMPLE, "noop", 99))
 
 
 def small_student(seed: int = 0) -> PolicyNetwork:
@@ -69,11 +69,9 @@ def distilled(
     **changes: Any,
 ) -> tuple[Distillation, list[Progress]]:
     heard: list[Progress] = []
-    config = configured(**changes)
-    result = distill(
-        student, kept, teacher, play, config, samples, rule, "noop", seed, heard.append, emulators=EMULATORS
-    )
-    return result, heard
+    own = Agent(student, dataclasses.replace(teacher.info, kept=dict(kept)))
+    config, acting = configured(samples=samples, **changes), Acting(rule, "noop", seed, EMULATORS)
+    return distill(own, teacher, play, config, acting, Beside(heard.append)), heard
 
 
 def weights(network: PolicyNetwork) -> torch.Tensor:
@@ -185,11 +183,12 @@ def test_a_checkpoint_is_gone_on_from(teacher: Agent, play: Rollouts, tmp_path: 
         if progress.samples > 600:
             raise Cut
 
-    config = configured(checkpoint_minutes=0)
+    config, acting = configured(samples=1500, checkpoint_minutes=0), Acting(SAMPLE, "noop", 0)
+    own = Agent(student, dataclasses.replace(teacher.info, kept={}))
     with pytest.raises(Cut):
-        distill(student, {}, teacher, play, config, 1500, SAMPLE, "noop", 0, cut_off, path)
+        distill(own, teacher, play, config, acting, Beside(cut_off, path))
     later: list[Progress] = []
-    result = distill(student, {}, teacher, play, config, 1500, SAMPLE, "noop", 0, later.append, path)
+    result = distill(own, teacher, play, config, acting, Beside(later.append, path))
     done = len(result.curve) - len(later)
     assert result.curve[:done] == heard[:done]  # the checkpoint is one turn of play older than the cut
     assert done >= len(heard) - 1
@@ -198,7 +197,7 @@ def test_a_checkpoint_is_gone_on_from(teacher: Agent, play: Rollouts, tmp_path: 
     assert result.env_steps < 1500 / config.passes
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="no whole checkpoint"):
-        distill(student, {}, teacher, play, config, 1500, SAMPLE, "noop", 0, checkpoint=path)
+        distill(own, teacher, play, config, acting, Beside(checkpoint=path))
 
 
 def test_no_samples_leave_the_student_as_it_is(teacher: Agent, play: Rollouts):

@@ -14,6 +14,7 @@ from lrp_compress.compression.equalization import equalize
 from lrp_compress.compression.quantization import quantize_static
 from lrp_compress.config.schema import RolloutsConfig
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.nature import PolicyNetwork
@@ -27,7 +28,7 @@ def teacher() -> Agent:
 @pytest.fixture(scope="module")
 def play(teacher: Agent) -> torch.Tensor:
     how = RolloutsConfig(states=96, envs=2, block=1, every=3)
-    return collect_rollouts(teacher, how, action_rule("sample", "policy", 0.0), "noop", 0).observations(
+    return collect_rollouts(teacher, how, Acting(action_rule("sample", "policy", 0.0), "noop", 0)).observations(
         torch.arange(96)
     )
 

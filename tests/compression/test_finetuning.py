@@ -18,6 +18,8 @@ from lrp_compress.compression.finetuning import WARM_UP, ProximalLearner, Update
 from lrp_compress.compression.trajectories import Trajectories, trajectories
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import FinetuneConfig
+from lrp_compress.environments.acting import ActionRule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.nature import PolicyNetwork
 from lrp_compress.support.errors import UserError
@@ -25,6 +27,7 @@ from lrp_compress.support.errors import UserError
 pytestmark = pytest.mark.slow
 
 BLOCK = 4 * 8  # steps
+ACTING = Acting(ActionRule("sample", 0.0), "noop", 0)
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +125,11 @@ def test_it_goes_on_from_its_checkpoint(student: PolicyNetwork, teacher: Agent, 
             raise Cut
 
     with pytest.raises(Cut):
-        finetune(student, teacher, config, "noop", 0, checkpoint, cut_off)
+        finetune(student, teacher, config, ACTING, checkpoint, cut_off)
     saved = torch.load(checkpoint, weights_only=True)
     assert saved["steps"] == (WARM_UP + 1) * BLOCK
     heard = []
-    network = finetune(student, teacher, config, "noop", 0, checkpoint, heard.extend)
+    network = finetune(student, teacher, config, ACTING, checkpoint, heard.extend)
     assert [update.steps for update in heard] == [BLOCK * (WARM_UP + 2), BLOCK * (WARM_UP + 3)]
     assert all(math.isfinite(update.divergence) for update in heard)
     at_checkpoint = PolicyNetwork(student.widths, "policy", 4)
@@ -141,4 +144,4 @@ def test_a_damaged_checkpoint_is_named(student: PolicyNetwork, teacher: Agent, t
     checkpoint = tmp_path / "finetuning.pt"
     checkpoint.write_bytes(b"PK\x03\x04 not a checkpoint")
     with pytest.raises(UserError, match=r"finetuning\.pt is no whole checkpoint; force=true"):
-        finetune(student, teacher, configured(steps=BLOCK), "noop", 0, checkpoint)
+        finetune(student, teacher, configured(steps=BLOCK), ACTING, checkpoint)

@@ -16,6 +16,7 @@ from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import deviation
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import fast_outputs
 from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
@@ -38,7 +39,7 @@ def agent(head: str = "policy") -> Agent:
 @pytest.fixture(scope="module")
 def play() -> NDArray[np.uint8]:
     how = RolloutsConfig(states=96, envs=2, block=1, every=3)
-    played = collect_rollouts(agent(), how, action_rule("sample", "policy", 0.0), "noop", seed=0)
+    played = collect_rollouts(agent(), how, Acting(action_rule("sample", "policy", 0.0), "noop", 0))
     return played.observations(torch.arange(96)).numpy()
 
 

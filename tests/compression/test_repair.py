@@ -20,6 +20,7 @@ from lrp_compress.compression.repair import STRENGTHS, _fit_heads, _solve, _solv
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import CriterionConfig, PruneConfig, RolloutsConfig
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.nature import PolicyNetwork
@@ -37,7 +38,7 @@ WIDTHS = {
 def played(game: str, states: int) -> Rollouts:
     agent = load_agent(teachers_dir() / f"{game}.safetensors")
     rule = action_rule("auto", agent.network.head_kind, 0.001)
-    return collect_rollouts(agent, RolloutsConfig(states=states, envs=8, block=4, every=4), rule, "noop", seed=0)
+    return collect_rollouts(agent, RolloutsConfig(states=states, envs=8, block=4, every=4), Acting(rule, "noop", 0))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from lrp_compress.config.schema import RolloutsConfig
 from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from tests.deployment.exact import exact_outputs
 
@@ -25,7 +26,7 @@ def test_a_played_teacher_computes_exactly(tmp_path: Path, game: str, per_channe
     teacher = load_agent(teachers_dir() / f"{game}.safetensors")
     how = RolloutsConfig(states=96, envs=4, block=1, every=16)
     rule = action_rule("auto", teacher.network.head_kind, 0.01)
-    observations = collect_rollouts(teacher, how, rule, "noop", seed=0).observations(torch.arange(96)).numpy()
+    observations = collect_rollouts(teacher, how, Acting(rule, "noop", 0)).observations(torch.arange(96)).numpy()
     path = tmp_path / "teacher.onnx"
     save_int8(path, teacher, observations[:48], per_channel)
     wanted = exact_outputs(path, observations[48:])

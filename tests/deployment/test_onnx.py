@@ -20,6 +20,7 @@ from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.cold_start import cold_start
 from lrp_compress.deployment.measuring.deviation import deviation
 from lrp_compress.environments.acting import action_rule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.nature import PolicyNetwork
 from lrp_compress.support.errors import UserError
@@ -41,7 +42,7 @@ def agent(head: str) -> Agent:
 def play() -> NDArray[np.uint8]:
     """States of real Pong."""
     how = RolloutsConfig(states=96, envs=2, block=1, every=3)
-    played = collect_rollouts(agent("policy"), how, action_rule("sample", "policy", 0.0), "noop", seed=0)
+    played = collect_rollouts(agent("policy"), how, Acting(action_rule("sample", "policy", 0.0), "noop", 0))
     return played.observations(torch.arange(96)).numpy()
 
 

@@ -28,7 +28,7 @@ from lrp_compress.environments.evaluation import (
     return_kept,
     save_evaluation,
 )
-from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.nature import PolicyNetwork
 
@@ -68,7 +68,7 @@ def evaluated(
     player: Agent, rule: ActionRule = SAMPLE, protocol: str = "noop", seed: int = 7, **changes: int
 ) -> Evaluation:
     config = dataclasses.replace(CONFIG, **changes)  # type: ignore[arg-type]
-    return evaluate(player, config, GAME, rule, protocol, seed, "test", emulators=EMULATORS)
+    return evaluate(player, config, GAME, Acting(rule, protocol, seed, EMULATORS), "test")
 
 
 def made(returns: list[float], protocol: str = "noop") -> Evaluation:
@@ -139,7 +139,7 @@ def test_the_seed_decides(evaluation: Evaluation):
 def test_kept_emulators_change_nothing(evaluation: Evaluation):
     emulators = Emulators()
     for seed, other in ((8, False), (7, True)):
-        again = evaluate(agent(), CONFIG, GAME, SAMPLE, "noop", seed, "test", emulators=emulators)
+        again = evaluate(agent(), CONFIG, GAME, Acting(SAMPLE, "noop", seed, emulators), "test")
         assert (again == evaluation) == other
 
 
@@ -151,7 +151,7 @@ def test_only_unfinished_games_are_decided_for(evaluation: Evaluation):
         decided += len(observations)
         return batched_outputs(player.network, torch.from_numpy(observations))
 
-    assert evaluate(player, CONFIG, GAME, SAMPLE, "noop", 7, "test", outputs) == evaluation
+    assert evaluate(player, CONFIG, GAME, Acting(SAMPLE, "noop", 7), "test", outputs) == evaluation
     games = len(evaluation.episodes)
     # in an environment's second game one decision more, which is ignored: the step that begins it
     assert decided == sum(episode.length for episode in evaluation.episodes) + games - CONFIG.envs

@@ -11,6 +11,7 @@ from lrp_compress.agents.checkpoints import Agent, load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.environments import probing
 from lrp_compress.environments.acting import ActionRule
+from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.probing import probe
 from lrp_compress.networks.nature import PolicyNetwork
 
@@ -27,7 +28,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_trained_agent_is_better_than_random():
     agent = load_agent(teachers_dir() / "breakout.safetensors")
-    result = probe(agent, SAMPLE, "noop", seed=1)
+    result = probe(agent, Acting(SAMPLE, "noop", 1))
     assert result.better
     assert result.reward > 3 * result.random
 
@@ -36,7 +37,7 @@ def test_an_untrained_agent_is_not():
     agent = load_agent(teachers_dir() / "breakout.safetensors")
     torch.manual_seed(0)
     untrained = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
-    result = probe(Agent(untrained, dataclasses.replace(agent.info, fire_on_life_loss=True)), SAMPLE, "noop", seed=1)
+    result = probe(Agent(untrained, dataclasses.replace(agent.info, fire_on_life_loss=True)), Acting(SAMPLE, "noop", 1))
     assert not result.better
     assert "no better than random actions" in str(result)
     assert "teacher.fire_on_life_loss=false" in str(result)

@@ -13,7 +13,7 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.config.schema import RolloutsConfig
 from lrp_compress.environments.acting import ActionRule, act
 from lrp_compress.environments.atari import envs_for
-from lrp_compress.environments.groups import Emulators
+from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts, stacks
 from lrp_compress.networks.nature import PolicyNetwork
 
@@ -30,7 +30,9 @@ def agent() -> Agent:
 
 
 def collected(states: int, envs: int, block: int, every: int, seed: int = 3) -> Rollouts:
-    return collect_rollouts(agent(), RolloutsConfig(states, envs, block, every), SAMPLE, "noop", seed, EMULATORS)
+    return collect_rollouts(
+        agent(), RolloutsConfig(states, envs, block, every), Acting(SAMPLE, "noop", seed, EMULATORS)
+    )
 
 
 @pytest.fixture(scope="module")
