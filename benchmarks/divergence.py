@@ -54,7 +54,6 @@ def main() -> None:
         config = configured()
         rollouts = collect_rollouts(teacher, config.rollouts, Acting(rule, config.protocol, options.seed))
         observations = rollouts.observations(torch.arange(len(rollouts)))
-        held_out = rollouts.part(rollouts.held_out())
         scores = score_channels(network, observations, rollouts.outputs, config.criterion, options.seed)
         for label, ratios in RATIOS.items():
             for hint in (0.0, 1.0):
@@ -66,7 +65,7 @@ def main() -> None:
                 how = dataclasses.replace(config.distill, samples=options.samples)
                 acting = Acting(rule, config.protocol, options.seed + 1)
                 pruned = Agent(apply_pruning(network, plan), info)
-                student = distill(pruned, teacher, held_out, how, acting).network
+                student = distill(pruned, teacher, rollouts, how, acting).network
                 share = profile_network(student).params / profile_network(network).params
                 divergence = kl(batched_outputs(student, observations), rollouts.outputs, 1.0).item()
                 print(f"| {label} | {share:.1%} | {hint:g} | {divergence:.3f} |", flush=True)
