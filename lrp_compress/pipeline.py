@@ -88,7 +88,7 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
     metrics |= agent_metrics(agents, evaluations, latencies, judging.cold_starts(run, files))
     metrics |= ratio_metrics(config, metrics, evaluations, latencies)
     if not (run_dir / RESULT).exists():  # else only an export is left to do
-        announced("publish", lambda: publish(config, agents, files["student"], rollouts, evaluations, run_dir, tracker))
+        announced("publish", lambda: publish(run, agents, files["student"], rollouts, evaluations))
     return metrics | device_files.export(run, student, seen, files["student"], int8)
 
 

@@ -12,18 +12,15 @@ import torch
 from lrp_compress.agents.checkpoints import Agent, save_agent
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.config.schema import Config
-from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.atari import envs_for
 from lrp_compress.environments.evaluation import Evaluation
-from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.pictures.figures import learning_curve, pick_moments, relevance_maps, return_strips
 from lrp_compress.pictures.videos import side_by_side_video
+from lrp_compress.stages.context import Run
 from lrp_compress.support.files import atomic_path, read_json
-from lrp_compress.support.seeding import stage_seed
-from lrp_compress.tracking.tracker import Tracker
 
 STUDENT = "student.safetensors"
 MAPS = "figures/relevance-maps.png"
@@ -37,20 +34,13 @@ SMALL = 800  # pixels
 
 
 def publish(
-    config: Config,
-    agents: Mapping[str, Agent],
-    onnx: Path,
-    rollouts: Rollouts,
-    evaluations: Mapping[str, Evaluation],
-    run_dir: Path,
-    tracker: Tracker,
+    run: Run, agents: Mapping[str, Agent], onnx: Path, rollouts: Rollouts, evaluations: Mapping[str, Evaluation]
 ) -> None:
     """Write the student's file, all pictures and a video of both agents, and hand them to the tracker.
 
     Parameters
     ----------
-    config : Config
-        The run's configuration.
+    run : Run
     agents : mapping of str to Agent
         ``teacher`` and ``student``, and ``pruned`` if that is wanted.
     onnx : Path
@@ -59,11 +49,8 @@ def publish(
         States of the teacher's play; the relevance maps are of some of them.
     evaluations : mapping of str to Evaluation
         By the agents' names.
-    run_dir : Path
-        The run's folder.
-    tracker : Tracker
-        Where artifacts and images go.
     """
+    run_dir, tracker = run.folder.parent, run.tracker
     figures = run_dir / "figures"
     save_agent(run_dir / STUDENT, agents["student"])
     tracker.artifact(run_dir / STUDENT)
@@ -73,18 +60,16 @@ def publish(
     with atomic_path(run_dir / EXAMPLE) as temporary:
         np.save(temporary, middle)
     tracker.model(onnx, "student", run_dir / EXAMPLE, run_dir / STUDENT)
-    maps = draw_relevance_maps(config, agents, rollouts, run_dir / MAPS)
+    maps = draw_relevance_maps(run.config, agents, rollouts, run_dir / MAPS)
     tracker.image(maps, "relevance/maps")
     with PIL.Image.open(maps) as picture, atomic_path(run_dir / SMALL_MAPS) as temporary:
         picture.thumbnail((SMALL, 10 * SMALL))
         picture.save(temporary)
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
-    if points := distillation_points(run_dir / "stages"):
+    if points := distillation_points(run.folder):
         tracker.image(learning_curve(figures / "distillation.png", points), "distill/curve")
-    rule = action_rule(config.evaluate.action, agents["teacher"].network.head_kind, config.evaluate.epsilon)
-    acting = Acting(rule, config.protocol, stage_seed(config.seed, "video"))
-    steps = min(VIDEO_STEPS, config.evaluate.max_frames // agents["teacher"].info.frame_skip)
-    plays = [record_play(agents[name], acting, steps) for name in ("teacher", "student")]
+    steps = min(VIDEO_STEPS, run.config.evaluate.max_frames // agents["teacher"].info.frame_skip)
+    plays = [record_play(agents[name], run.acting(run.seed("video")), steps) for name in ("teacher", "student")]
     side_by_side_video(figures / "teacher-and-student.gif", [play[:, -1] for play in plays])
     tracker.artifact(figures)
 
