@@ -313,7 +313,7 @@ def test_nothing_pruned_is_nothing_to_distil(main_job: MainJob, tmp_path: Path):
     teacher = load_agent(teachers_dir() / "breakout.safetensors").network.state_dict()
     assert all(student[name].equal(teacher[name]) for name in teacher)
     (run,) = runs(tmp_path)
-    played = {key.split("/")[0] for key in run.data.metrics if key.endswith("/return_mean")}
+    played = {key.split("/")[0] for key in run.data.metrics if key.endswith("/return_human_normalised")}
     assert played == {"teacher", "student"}
 
 
