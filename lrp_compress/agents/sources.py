@@ -90,6 +90,7 @@ def _single_agent(source: str, path: Path) -> Path:
     if path.is_file():
         return path
     files = sorted(file for file in path.rglob("*") if file.suffix in AGENT_FILES)
+    files = [file for file in files if file.suffix != ".onnx"] or files  # what was written of it beside an agent
     if len(files) != 1:
         names = ", ".join(str(file.relative_to(path)) for file in files) or "none"
         raise UserError(f"teacher.source={source} should hold one agent file, but there are {len(files)} ({names})")

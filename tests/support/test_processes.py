@@ -70,7 +70,8 @@ def test_git_state_is_that_of_the_package(tmp_path: Path) -> None:
     git("commit", "-m", "the package")
     sha = git("rev-parse", "HEAD")
     assert state() == str({"git_sha": sha, "git_dirty": "false"})
-    (package / "errors.py").write_text((package / "errors.py").read_text() + "\n")
+    changed = package / "support" / "errors.py"
+    changed.write_text(changed.read_text() + "\n")
     assert state() == str({"git_sha": sha, "git_dirty": "true"})
 
 
