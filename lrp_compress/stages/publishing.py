@@ -29,7 +29,7 @@ EXAMPLE = "example.npy"  # an observation that the student's model can be tried 
 # Files that a report reads; kept in MLflow at the same places as in the run's folder, for reports on other machines.
 REPORTED = ("stages/evaluation-*.json", "stages/step-*/plan.json", "stages/step-1/scores.json")
 MOMENTS = 6  # rows of the relevance maps
-VIDEO_STEPS = 450  # half a minute
+VIDEO_STEPS = 225  # a quarter of a minute
 SMALL = 800  # pixels
 
 
