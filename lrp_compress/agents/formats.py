@@ -72,12 +72,14 @@ def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tupl
     """
     source = f"agent file {path}"
     content, settings = _read_content(path, source)
-    if is_onnx(content):
-        return *read_onnx(content, head, actions, source), _score_beside(path)
-    state, score = _read_state(content, source)
+    score = None
     try:
-        network, layout = network_from_state(state, actions, settings, source)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of tensors of odd kinds and shapes
+        if is_onnx(content):
+            network, layout = read_onnx(content, head, actions, source)
+        else:
+            state, score = _read_state(content, source)
+            network, layout = network_from_state(state, actions, settings, source)
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:  # of tensors of odd kinds and shapes
         raise UserError(f"{source} cannot be read: {_line(error)}") from error
     return network, layout, score if score is not None else _score_beside(path)
 

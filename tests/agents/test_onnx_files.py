@@ -169,6 +169,15 @@ def test_files_that_are_not_read(tmp_path: Path):
     assert "must be observations alone" in refused(write(path, nodes, {}, ["out"], (3, 84, 84), TensorProto.FLOAT))
 
 
+def test_a_tensor_that_is_not_what_it_says_is_one_line(tmp_path: Path):
+    path = as_torch_writes(tmp_path / "agent.onnx", network())
+    model = onnx.load(path)
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc1.weight")
+    weight.raw_data = weight.raw_data[:100]
+    onnx.save(model, path)
+    assert "agent.onnx" in refused(path)
+
+
 def test_a_file_cannot_take_memory(tmp_path: Path):
     path = as_torch_writes(tmp_path / "agent.onnx", network())
     model = onnx.load(path)
