@@ -40,7 +40,7 @@ from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.files import read_json, write_json
 
 JUDGED = 1024  # states of other games
@@ -83,7 +83,7 @@ class Judge:
         self.outputs = rollouts.outputs
         self.temperature = default_temperature(agent.network.head_kind, self.outputs)
 
-    def compare(self, network: PolicyNetwork) -> Figures:
+    def compare(self, network: Network) -> Figures:
         """KL divergence in nats, and share of the states with the same greedy action."""
         outputs = batched_outputs(network, self.observations)
         agreement = (outputs.argmax(1) == self.outputs.argmax(1)).float().mean()

@@ -37,7 +37,8 @@ from lrp_compress.environments.atari import envs_for
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import fast_outputs, faster_precision
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 
 CONFIG = DistillConfig(
     loss="kl",
@@ -64,9 +65,9 @@ CONFIG = DistillConfig(
 )
 
 
-def half_width(teacher: Agent) -> PolicyNetwork:
+def half_width(teacher: Agent) -> Network:
     network = teacher.network
-    return PolicyNetwork({name: w // 2 for name, w in network.widths.items()}, network.head_kind, network.actions)
+    return nature_cnn({name: w // 2 for name, w in network.widths.items()}, network.head_kind, network.actions)
 
 
 def plain_samples_per_s(teacher: Agent, samples: int, seed: int, tuned: bool) -> float:
@@ -135,7 +136,7 @@ def allowed_samples_per_s(teacher: Agent, samples: int, seed: int) -> float:
         optimiser.step()
 
     @torch.inference_mode()
-    def decide(one: PolicyNetwork) -> None:
+    def decide(one: Network) -> None:
         fast_outputs(one, states[: CONFIG.envs])
 
     with envs_for(teacher, CONFIG.envs, "noop", seed, threads=1) as envs:

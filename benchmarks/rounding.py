@@ -19,7 +19,7 @@ from lrp_compress.compression.pruning import ROUNDING
 from lrp_compress.config.schema import LatencyConfig
 from lrp_compress.deployment.files.onnx_models import save_float
 from lrp_compress.deployment.measuring.latency import Decision, measure_latency, onnx_decision, speedup
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 
 CONFIG = LatencyConfig(rounds=40, decisions=100, warmup=10, threads=1, max_spread=1.0, max_rounds=40)
 HALF = {name: width // 2 for name, width in NATURE_WIDTHS.items()}
@@ -28,7 +28,7 @@ RATIOS = (0.45, 0.6, 0.7, 0.85)
 
 
 def decision(widths: dict[str, int], folder: Path) -> Decision:
-    network = PolicyNetwork(widths, "policy", 6)
+    network = nature_cnn(widths, "policy", 6)
     path = folder / f"{'-'.join(map(str, widths.values()))}.onnx"
     save_float(path, Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(widths))))
     return onnx_decision(path, torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8))

@@ -23,7 +23,7 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.config.schema import LatencyConfig
 from lrp_compress.deployment.files.onnx_models import save_float
 from lrp_compress.deployment.measuring.latency import Decision, measure_latency, onnx_decision, speedup
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 
 CONFIG = LatencyConfig(rounds=20, decisions=100, warmup=10, threads=1, max_spread=0.03, max_rounds=80)
 KEPT = (0.7, 0.5, 0.3)  # of the channels of every layer
@@ -40,7 +40,7 @@ def decision(kept: float, folder: Path) -> Decision:
     widths = {name: round(kept * width) for name, width in NATURE_WIDTHS.items()}
     path = folder / f"{kept}.onnx"
     info = AgentInfo("pong", "minimal", False, {}, all_channels(widths))
-    save_float(path, Agent(PolicyNetwork(widths, "policy", 6), info))
+    save_float(path, Agent(nature_cnn(widths, "policy", 6), info))
     return onnx_decision(path, torch.randint(0, 256, (1, 4, 84, 84), dtype=torch.uint8))
 
 

@@ -14,11 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, PolicyNetwork
+from lrp_compress.networks.graph import Layer, Network
+from lrp_compress.networks.nature import STREAMS, fold_dueling, nature_cnn
+from lrp_compress.networks.spaces import Decision, Observations
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import atomic_path
 
-FORMATS = ("lrp_compress/1", "lrp_compress/2")  # of a Nature CNN, and of other convolutions, which it states
+FORMATS = ("lrp_compress/1", "lrp_compress/2")  # the first says the widths of a Nature CNN, the second every layer
 ACTION_SETS = ("minimal", "full")
 MOST_FRAMES = 60  # of a decision: a second
 ROM_ID = re.compile("[a-z0-9_]{1,40}")
@@ -69,7 +71,7 @@ class AgentInfo:
 class Agent:
     """A network and what is known about it."""
 
-    network: PolicyNetwork
+    network: Network
     info: AgentInfo
 
 
@@ -91,13 +93,11 @@ def save_agent(path: Path, agent: Agent, dtype: torch.dtype = torch.float32) -> 
         Storage type of the weights; ``torch.float16`` halves the file.
     """
     network = agent.network
-    nature = network.convolutions == NATURE_CONVOLUTIONS
     header = {
-        "format": FORMATS[not nature],
-        **({} if nature else {"convolutions": network.convolutions}),
-        "widths": network.widths,
-        "head": network.head_kind,
-        "actions": network.actions,
+        "format": FORMATS[-1],
+        "layers": [dataclasses.asdict(layer) for layer in network.layers],
+        "observations": dataclasses.asdict(network.observations),
+        "decision": dataclasses.asdict(network.decision),
         **dataclasses.asdict(agent.info),
     }
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in network.state_dict().items()}
@@ -148,20 +148,47 @@ def is_own(path: Path) -> bool:
 
 
 def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
-    if header.pop("format") not in FORMATS:
+    version = header.pop("format")
+    if version not in FORMATS:
         raise ValueError(f"its format is not {' or '.join(FORMATS)}")
-    convolutions = {name: tuple(pair) for name, pair in header.pop("convolutions", NATURE_CONVOLUTIONS).items()}
-    shape = header.pop("widths"), header.pop("head"), header.pop("actions"), convolutions
-    with torch.device("meta"):  # sizes first: what is declared need not be there
-        declared = {key: value.shape for key, value in PolicyNetwork(*shape).state_dict().items()}
-    found = {key: value.shape for key, value in tensors.items()}
-    if odd := next((key for key in [*declared, *found] if declared.get(key) != found.get(key)), None):
-        raise ValueError(f"{odd} does not have the shape that its widths give it")
     if odd := next((key for key, value in tensors.items() if not value.isfinite().all()), None):
         raise ValueError(f"{odd} holds numbers that are not finite")
-    network = PolicyNetwork(*shape)
-    network.load_state_dict({key: value.float() for key, value in tensors.items()})
-    return Agent(network.eval(), AgentInfo(**header))
+    if version == FORMATS[0] and header["head"] == "dueling":
+        header, tensors = _plain(header, tensors)
+    make = _nature if version == FORMATS[0] else _network
+    with torch.device("meta"):  # sizes first: what is declared need not be there
+        network = make(header)
+    declared, found = ({key: value.shape for key, value in one.items()} for one in (network.state_dict(), tensors))
+    if odd := next((key for key in [*declared, *found] if declared.get(key) != found.get(key)), None):
+        raise ValueError(f"{odd} does not have the shape that its layers give it")
+    network.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
+    return Agent(network.requires_grad_().eval(), AgentInfo(**header))
+
+
+def _nature(header: dict[str, Any]) -> Network:
+    return nature_cnn(header.pop("widths"), header.pop("head"), header.pop("actions"))
+
+
+def _network(header: dict[str, Any]) -> Network:
+    layers = [Layer(**{**fields, "inputs": tuple(fields["inputs"])}) for fields in header.pop("layers")]
+    if odd := next((layer.name for layer in layers if layer.op == "round"), None):
+        raise ValueError(f"{odd} rounds, which a network does only while it learns")
+    observations = header.pop("observations")
+    observations["shape"] = tuple(observations["shape"])
+    return Network(layers, Observations(**observations), Decision(**header.pop("decision")))
+
+
+def _plain(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Fold a dueling network of the first format; its advantage units are numbered behind the value units."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name in ("widths", "kept"):
+        plain = {layer: value for layer, value in header[name].items() if layer.startswith("conv")}
+        for layer in (layer for layer in header[name] if layer.startswith(f"{STREAMS[0]}fc")):
+            value, advantage = (header[name][f"{stream}{layer.removeprefix(STREAMS[0])}"] for stream in STREAMS)
+            behind = [unit + max(value) + 1 for unit in advantage] if name == "kept" else advantage
+            plain[layer.removeprefix(STREAMS[0])] = value + behind
+        parts[name] = plain
+    return header | parts | {"head": "q"}, fold_dueling({key: value.float() for key, value in tensors.items()})
 
 
 def _why(path: Path, error: Exception) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from lrp_compress.agents.flax_files import is_flax, read_flax
 from lrp_compress.agents.layouts import Layout, State, network_from_state
 from lrp_compress.agents.onnx_files import is_onnx, read_onnx
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 
@@ -42,7 +42,7 @@ STRANGERS = (
 )
 
 
-def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tuple[PolicyNetwork, Layout, float | None]:
+def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tuple[Network, Layout, float | None]:
     """Read a network that another library saved.
 
     Parameters
@@ -57,7 +57,7 @@ def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tupl
 
     Returns
     -------
-    network : PolicyNetwork
+    network : Network
         As from `network_from_state`.
     layout : Layout
         Which library's file it was.

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 
 from lrp_compress.agents.zip_settings import check_actions, check_settings, input_scale, stated_actions
-from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, STACK, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, nature_cnn
+from lrp_compress.networks.spaces import STACK
 from lrp_compress.support.errors import UserError
 
 State = Mapping[str, Tensor]
@@ -112,7 +114,7 @@ LAYOUTS = (
 
 def network_from_state(
     state: State, actions: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({}), source: str = "the agent"
-) -> tuple[PolicyNetwork, Layout]:
+) -> tuple[Network, Layout]:
     """Build the network that another library's ``state_dict`` holds.
 
     Parameters
@@ -128,7 +130,7 @@ def network_from_state(
 
     Returns
     -------
-    network : PolicyNetwork
+    network : Network
         In evaluation mode, float32. A QR-DQN's quantiles are averaged into the weights of the last layer, which gives
         its Q-values exactly.
     layout : Layout
@@ -156,14 +158,14 @@ def network_from_state(
     return network, layout
 
 
-def fill_state(state: State, network: PolicyNetwork, source: str = "the agent") -> None:
+def fill_state(state: State, network: Network, source: str = "the agent") -> None:
     """Write a network into another library's ``state_dict``, in place: the reverse of `network_from_state`.
 
     Parameters
     ----------
     state : mapping of str to Tensor
         Of a library that is known here. Each of a QR-DQN's quantiles becomes the Q-value.
-    network : PolicyNetwork
+    network : Network
         Without a dueling head.
     source : str
         What errors call the agent.
@@ -279,7 +281,7 @@ def _mean_quantiles(
     return {key: tensor.view(-1, counts[0], *tensor.shape[1:]).mean(0) for key, tensor in layer.items()}
 
 
-def _build(source: str, layout: Layout, tensors: State) -> PolicyNetwork:
+def _build(source: str, layout: Layout, tensors: State) -> Network:
     stack = tensors["conv1.weight"].shape[1:2]
     if stack != (STACK,):
         raise UserError(
@@ -289,13 +291,13 @@ def _build(source: str, layout: Layout, tensors: State) -> PolicyNetwork:
     heads = [key for key in widths if key.endswith("head")]
     actions = [widths.pop(key) for key in heads][-1]
     with torch.device("meta"):  # sizes first: what is declared need not be there
-        declared = PolicyNetwork(widths, layout.head, actions).state_dict()
+        declared = nature_cnn(widths, layout.head, actions).state_dict()
     for key, own in declared.items():
         if own.shape != tensors[key].shape:
             found, expected = tuple(tensors[key].shape), tuple(own.shape)
             raise UserError(f"{source} is no Nature CNN: {key} has the shape {found}, not {expected}")
         if not tensors[key].isfinite().all():
             raise UserError(f"{source}: {key} holds numbers that are not finite")
-    network = PolicyNetwork(widths, layout.head, actions)
+    network = nature_cnn(widths, layout.head, actions)
     network.load_state_dict(tensors)
     return network.eval()

@@ -19,8 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from lrp_compress.agents.layouts import Layout
-from lrp_compress.networks.graph import Layer, LayerList, as_policy_network
-from lrp_compress.networks.nature import STACK, PolicyNetwork
+from lrp_compress.networks.graph import Layer, LayerList, Network, as_policy_network
+from lrp_compress.networks.spaces import STACK
 from lrp_compress.support.errors import UserError
 
 SHAPES: Mapping[tuple[int, ...], bool] = {
@@ -81,7 +81,7 @@ def is_onnx(content: bytes) -> bool:
     return content[:1] == b"\x08" and content[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x32", b"\x3a", b"\x42")
 
 
-def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) -> tuple[PolicyNetwork, Layout]:
+def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) -> tuple[Network, Layout]:
     """Read the network that an ONNX file computes.
 
     Parameters
@@ -98,7 +98,7 @@ def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) ->
 
     Returns
     -------
-    network : PolicyNetwork
+    network : Network
         In evaluation mode, compared with ONNX Runtime on random observations.
     layout : Layout
         How the agent plays, if the file is of this project.
@@ -113,7 +113,7 @@ def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) ->
     given = _observations(model.graph, source)
     head = _head(model, head, source)
     ways = _ways(model.graph, given)
-    networks: dict[str, PolicyNetwork] = {}
+    networks: dict[str, Network] = {}
     reasons: list[str] = []
     for output in model.graph.output:
         way = ways.get(output.name, Unread("it is not computed from the observations"))
@@ -312,7 +312,7 @@ def _part(model: onnx.ModelProto, start: str, end: str) -> bytes:
     return content
 
 
-def _compare(content: bytes, network: PolicyNetwork, given: onnx.ValueInfoProto, output: str, source: str) -> None:
+def _compare(content: bytes, network: Network, given: onnx.ValueInfoProto, output: str, source: str) -> None:
     """Compare what was read with what ONNX Runtime computes."""
     count = min(given.type.tensor_type.shape.dim[0].dim_value or 4, MOST)
     pixels = np.random.default_rng(0).integers(0, 256, (count, STACK, 84, 84), dtype=np.uint8)

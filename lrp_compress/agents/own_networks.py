@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from lrp_compress.agents.layouts import State
-from lrp_compress.networks.graph import as_policy_network
-from lrp_compress.networks.nature import STACK, PolicyNetwork
+from lrp_compress.networks.graph import Network, as_policy_network
 from lrp_compress.networks.reading import read_module
+from lrp_compress.networks.spaces import STACK
 from lrp_compress.support.errors import UserError
 
 TOLERANCE = 1e-3  # relative to the largest output
 
 
-def own_network(name: str, state: State, head: str) -> PolicyNetwork:
+def own_network(name: str, state: State, head: str) -> Network:
     """Read a network of the user's own.
 
     Parameters
@@ -34,7 +34,7 @@ def own_network(name: str, state: State, head: str) -> PolicyNetwork:
 
     Returns
     -------
-    PolicyNetwork
+    Network
         In evaluation mode, compared with the module on random observations.
 
     Raises

@@ -1,4 +1,4 @@
-"""Layer-wise relevance propagation (LRP) through a `PolicyNetwork`; the rules themselves come from zennit.
+"""Layer-wise relevance propagation (LRP) through a `Network`; the rules themselves come from zennit.
 
 LRP: Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
 Propagation". Rules and where each suits: Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from lrp_compress.compression.composites import SEEDS, Composite, Rule, Seed, find_composite, pixel_box
-from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import fold_dueling
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Relevance:
 
 
 def relevance(
-    network: PolicyNetwork, observations: Tensor, composite: str, seed: str, outputs: Tensor | None = None
+    network: Network, observations: Tensor, composite: str, seed: str, outputs: Tensor | None = None
 ) -> Relevance:
     """Compute the relevance of all hidden layers and the input in one pass.
 
@@ -59,7 +60,7 @@ def relevance(
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The network to explain, with any head.
     observations : Tensor
         Shape (N, 4, 84, 84), N at least 1, uint8 in [0, 255] or floating in [0, 1].
@@ -85,7 +86,7 @@ def relevance(
 
 
 def relevance_batches(
-    network: PolicyNetwork,
+    network: Network,
     observations: Tensor,
     composite: str,
     seed: str,
@@ -110,7 +111,7 @@ def relevance_batches(
 
 
 def gradient_batches(
-    network: PolicyNetwork, observations: Tensor, seed: str, batch_size: int, outputs: Tensor | None = None
+    network: Network, observations: Tensor, seed: str, batch_size: int, outputs: Tensor | None = None
 ) -> Iterator[Relevance]:
     """Compute activation times gradient of the same seeded output, batch by batch.
 
@@ -121,7 +122,7 @@ def gradient_batches(
 
 
 def heat_maps(
-    network: PolicyNetwork, observations: Tensor, composite: str, seed: str, outputs: Tensor | None = None
+    network: Network, observations: Tensor, composite: str, seed: str, outputs: Tensor | None = None
 ) -> Tensor:
     """Compute where in the picture the relevance lies.
 
@@ -149,12 +150,12 @@ def heat_maps(
 
 
 @contextlib.contextmanager
-def traced(network: PolicyNetwork) -> Iterator[dict[str, Tensor]]:
+def traced(network: Network) -> Iterator[dict[str, Tensor]]:
     """Record the hidden layers' activations of the forward passes made inside the block.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The network to watch; its hooks are removed at the end of the block, also after an exception.
 
     Yields
@@ -179,7 +180,7 @@ def traced(network: PolicyNetwork) -> Iterator[dict[str, Tensor]]:
 
 
 def _batches(
-    network: PolicyNetwork,
+    network: Network,
     observations: Tensor,
     weigh: Seed,
     batch_size: int,
@@ -195,7 +196,7 @@ def _batches(
 
 
 @torch.no_grad()
-def _explained(network: PolicyNetwork) -> PolicyNetwork:
+def _explained(network: Network) -> Network:
     """Copy the network into the form that is explained; see `relevance`."""
     folded = fold_dueling(network)
     copied = copy.deepcopy(network) if folded is network else folded
@@ -208,7 +209,7 @@ def _explained(network: PolicyNetwork) -> PolicyNetwork:
 
 
 def _propagate(
-    network: PolicyNetwork,
+    network: Network,
     observations: Tensor,
     weigh: Seed,
     chosen: Tensor | None,
@@ -229,7 +230,7 @@ def _propagate(
     return Relevance(dict(zip(hidden, found[:-1], strict=True)), found[-1], (weights * own).sum(1))
 
 
-def _original_names(network: PolicyNetwork, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+def _original_names(network: Network, layers: dict[str, Tensor]) -> dict[str, Tensor]:
     """Undo `fold_dueling`'s stacking: its ``fcK`` holds the units of ``value_fcK``, then those of ``advantage_fcK``."""
     if network.head_kind != "dueling":
         return layers
@@ -242,7 +243,7 @@ def _original_names(network: PolicyNetwork, layers: dict[str, Tensor]) -> dict[s
 
 
 @contextlib.contextmanager
-def _rules_applied(network: PolicyNetwork, composite: Composite) -> Iterator[None]:
+def _rules_applied(network: Network, composite: Composite) -> Iterator[None]:
     _mend_torchvision()
     from zennit import core, rules
 

@@ -26,7 +26,7 @@ from lrp_compress.config.schema import PruneConfig
 from lrp_compress.deployment.measuring.profiling import profile_network
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.errors import UserError
 
 KEPT = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8, 1 / 16)  # of a layer's channels, where curves are measured
@@ -41,13 +41,13 @@ class Costs:
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The teacher.
     budget : {"params", "macs"}
         What counts; see `lrp_compress.deployment.measuring.profiling.Profile`.
     """
 
-    def __init__(self, network: PolicyNetwork, budget: str) -> None:
+    def __init__(self, network: Network, budget: str) -> None:
         self._terms: list[tuple[str, str, int, int]] = []  # layer, what it reads, cost of a pair of channels, bias
         last: dict[str, str] = {}  # by stream of a dueling head, and of what both read
         for layer in profile_network(network).layers:
@@ -66,7 +66,7 @@ class Costs:
         )
 
 
-def check_budget(network: PolicyNetwork, config: PruneConfig) -> None:
+def check_budget(network: Network, config: PruneConfig) -> None:
     """Check that the share of a budget can be met.
 
     Raises
@@ -87,13 +87,13 @@ def check_budget(network: PolicyNetwork, config: PruneConfig) -> None:
 
 
 def measure_curves(
-    teacher: PolicyNetwork, scores: ChannelScores, rollouts: Rollouts, config: PruneConfig, seed: int
+    teacher: Network, scores: ChannelScores, rollouts: Rollouts, config: PruneConfig, seed: int
 ) -> dict[str, dict[int, float]]:
     """Measure how far a network moves from its teacher when one layer alone becomes narrower.
 
     Parameters
     ----------
-    teacher : PolicyNetwork
+    teacher : Network
         On the CPU; left as it is.
     scores : ChannelScores
         Of its channels; the highest stay.
@@ -132,12 +132,12 @@ def measure_curves(
     return curves
 
 
-def choose_widths(teacher: PolicyNetwork, curves: Mapping[str, Curve], config: PruneConfig) -> dict[str, int]:
+def choose_widths(teacher: Network, curves: Mapping[str, Curve], config: PruneConfig) -> dict[str, int]:
     """Choose the widths of least predicted divergence whose cost is within the budget.
 
     Parameters
     ----------
-    teacher : PolicyNetwork
+    teacher : Network
         The network to be pruned.
     curves : mapping of str to mapping of int to float
         By prunable layer; see `measure_curves`.
@@ -197,7 +197,7 @@ def with_widths(config: PruneConfig, whole: Mapping[str, int], widths: Mapping[s
     return dataclasses.replace(config, layer_ratios=ratios, ratio=removed)
 
 
-def _choices(network: PolicyNetwork, config: PruneConfig) -> dict[str, list[int]]:
+def _choices(network: Network, config: PruneConfig) -> dict[str, list[int]]:
     """By prunable layer the widths it may have, ascending, its own the last."""
     choices = {}
     for name in prunable_layers(config, network.widths):

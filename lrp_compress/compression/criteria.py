@@ -15,7 +15,7 @@ from torch import Tensor
 from lrp_compress.compression.attribution import gradient_batches, relevance_batches, traced
 from lrp_compress.compression.losses import default_temperature
 from lrp_compress.config.schema import CriterionConfig
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.registry import Registry
 
@@ -48,7 +48,7 @@ class Evidence:
 
     Attributes
     ----------
-    network : PolicyNetwork
+    network : Network
         The network whose channels are scored.
     observations : Tensor
         The states to score over, uint8 of shape (n, 4, 84, 84).
@@ -60,7 +60,7 @@ class Evidence:
         Seed of whatever is drawn at random.
     """
 
-    network: PolicyNetwork
+    network: Network
     observations: Tensor
     outputs: Tensor
     config: CriterionConfig
@@ -98,13 +98,13 @@ def register_criterion(name: str, *, uses_states: bool = True) -> Callable[[Scor
 
 
 def score_channels(
-    network: PolicyNetwork, observations: Tensor, outputs: Tensor, config: CriterionConfig, seed: int
+    network: Network, observations: Tensor, outputs: Tensor, config: CriterionConfig, seed: int
 ) -> ChannelScores:
     """Score every channel of every hidden layer.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The network to score, with any head; left as it is.
     observations : Tensor
         States of play in order, uint8 of shape (N, 4, 84, 84). ``config.states`` of them, evenly spaced, are used, so
@@ -302,7 +302,7 @@ def _mean_over_states(passes: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: total / states for name, total in totals.items()}
 
 
-def _weight_norms(network: PolicyNetwork, order: int) -> dict[str, Tensor]:
+def _weight_norms(network: Network, order: int) -> dict[str, Tensor]:
     return {
         name: getattr(network, name).weight.detach().double().flatten(1).norm(p=order, dim=1) for name in network.widths
     }

@@ -26,7 +26,7 @@ from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.replay import FrameReplay
 from lrp_compress.environments.rollouts import Rollouts, stacks
 from lrp_compress.networks.fast import faster_precision
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.processes import keep_freed_memory
 from lrp_compress.support.seeding import stage_seed
 
@@ -43,7 +43,7 @@ class Distillation:
 
     Attributes
     ----------
-    network : PolicyNetwork
+    network : Network
         The best student by its loss on held-out states, or by its agreement where actions are greedy; on the device it
         learned on.
     curve : list of Progress
@@ -62,7 +62,7 @@ class Distillation:
         Learned states per second of wall clock, emulation included but not the making of the emulators.
     """
 
-    network: PolicyNetwork
+    network: Network
     curve: list[Progress]
     temperature: float
     policy_temperature: float
@@ -149,7 +149,7 @@ def distill(
     block = max(1, config.batch_size // config.envs)
     replay = _remembered(rollouts, teacher.network, hinted, config, dtype)
 
-    def actor() -> PolicyNetwork | None:
+    def actor() -> Network | None:
         # a copy, since it plays while the learner goes on
         return None if _teacher_acts(config, learner.progress) else copy.deepcopy(learner.actor)
 
@@ -186,7 +186,7 @@ def distill(
 
 def _remembered(
     rollouts: Rollouts,
-    teacher: PolicyNetwork,
+    teacher: Network,
     hinted: Mapping[str, Sequence[int]],
     config: DistillConfig,
     dtype: torch.dtype,

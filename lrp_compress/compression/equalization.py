@@ -7,14 +7,15 @@ import copy
 import torch
 from torch import Tensor
 
-from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import fold_dueling
 
 STRENGTH = 0.5  # 0 leaves all as it is, 1 gives all channels the same largest value (Xiao et al. 2023, equation 4)
 FLOOR = 0.01  # of the layer's largest value: channels that are hardly ever seen active are taken to reach it
 
 
 @torch.no_grad()
-def equalize(network: PolicyNetwork, observations: Tensor) -> PolicyNetwork:
+def equalize(network: Network, observations: Tensor) -> Network:
     """Shift scale from channels with large values to the weights that read them.
 
     ReLUs let a positive factor pass, so the outputs stay as they are (Nagel et al. 2019, "Data-Free Quantization
@@ -23,14 +24,14 @@ def equalize(network: PolicyNetwork, observations: Tensor) -> PolicyNetwork:
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         Left untouched.
     observations : Tensor of uint8, shape (N, 4, 84, 84)
         States of its own play.
 
     Returns
     -------
-    PolicyNetwork
+    Network
         Without a dueling head, on the CPU, with the same outputs up to rounding.
     """
     equal = copy.deepcopy(fold_dueling(network)).float()

@@ -28,7 +28,7 @@ from lrp_compress.config.schema import FinetuneConfig
 from lrp_compress.environments.acting import cores_shared_with_emulators
 from lrp_compress.environments.groups import Acting
 from lrp_compress.networks.fast import fast_outputs, faster_precision
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.processes import keep_freed_memory
 from lrp_compress.support.seeding import stage_seed
 from lrp_compress.support.states import load_state, save_state
@@ -68,18 +68,18 @@ class Update:
 
 
 def finetune(
-    student: PolicyNetwork,
+    student: Network,
     teacher: Agent,
     config: FinetuneConfig,
     acting: Acting,
     checkpoint: Path,
     report: Callable[[list[Update]], None] = lambda updates: None,
-) -> PolicyNetwork:
+) -> Network:
     """Let a student go on learning, from the rewards of its own play and from its teacher.
 
     Parameters
     ----------
-    student : PolicyNetwork
+    student : Network
         Where to start from, with a policy head, on the device to learn on; left as it is.
     teacher : Agent
         With a policy head, on the same device.
@@ -94,7 +94,7 @@ def finetune(
 
     Returns
     -------
-    PolicyNetwork
+    Network
         After ``config.steps`` steps, rounded up to whole blocks; on the device it learned on.
 
     Raises
@@ -137,7 +137,7 @@ class ProximalLearner:
 
     Parameters
     ----------
-    student : PolicyNetwork
+    student : Network
         Where to start from; left as it is.
     config : FinetuneConfig
         Steps and hyperparameters.
@@ -146,13 +146,13 @@ class ProximalLearner:
 
     Attributes
     ----------
-    student : PolicyNetwork
+    student : Network
         The one that learns.
     steps : int
         Agent steps learned from so far.
     """
 
-    def __init__(self, student: PolicyNetwork, config: FinetuneConfig, dtype: torch.dtype) -> None:
+    def __init__(self, student: Network, config: FinetuneConfig, dtype: torch.dtype) -> None:
         self.student = copy.deepcopy(student).train()
         self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.steps = 0

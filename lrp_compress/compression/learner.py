@@ -20,7 +20,7 @@ from lrp_compress.config.schema import DistillConfig
 from lrp_compress.environments.replay import FrameReplay
 from lrp_compress.environments.rollouts import LabelledStates
 from lrp_compress.networks.fast import batched_outputs, dense_values, fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork, twin
+from lrp_compress.networks.graph import Network, twin
 from lrp_compress.support.states import load_state, save_state
 
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
@@ -66,7 +66,7 @@ class Learner:
 
     Parameters
     ----------
-    student : PolicyNetwork
+    student : Network
         Where to start from, on the device to learn on; it is learned on.
     hinted : sequence of str
         Dense layers whose units are given the teacher's values.
@@ -88,7 +88,7 @@ class Learner:
 
     def __init__(
         self,
-        student: PolicyNetwork,
+        student: Network,
         hinted: Sequence[str],
         held_out: LabelledStates,
         config: DistillConfig,
@@ -126,9 +126,9 @@ class Learner:
         self._least = self._badness(*self._judge(self._best))
 
     @property
-    def actor(self) -> PolicyNetwork:
+    def actor(self) -> Network:
         """The average, which is what the student will be."""
-        return cast(PolicyNetwork, self._average.module)
+        return cast(Network, self._average.module)
 
     @property
     def samples_checked(self) -> int:
@@ -167,7 +167,7 @@ class Learner:
         self._optimiser.step()
         self._average.update_parameters(self._student)
 
-    def _differentiate(self, network: PolicyNetwork, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def _differentiate(self, network: Network, batch: tuple[Tensor, Tensor]) -> Tensor:
         observations, labels = batch
         outputs, hints = labels.tensor_split([network.actions], dim=1)
         network.zero_grad()
@@ -206,7 +206,7 @@ class Learner:
         newer, older = map(fmean, windows)
         return newer > (1 - self._config.min_gain) * older
 
-    def _judge(self, network: PolicyNetwork) -> tuple[float, float]:
+    def _judge(self, network: Network) -> tuple[float, float]:
         outputs = batched_outputs(network, self._held_out.observations)
         wanted = self._held_out.outputs / self._unit
         return float(self._loss(outputs, wanted, self._temperature)), action_agreement(outputs, wanted)
@@ -214,7 +214,7 @@ class Learner:
     def _badness(self, loss: float, agreement: float) -> float:
         return -agreement if self._by_agreement else loss
 
-    def finished(self, matched: bool) -> tuple[PolicyNetwork, float]:
+    def finished(self, matched: bool) -> tuple[Network, float]:
         """Give the best student, and what its logits were divided by.
 
         Parameters
@@ -265,13 +265,13 @@ class Learner:
         self.curve = [Progress(*values) for values in state["curve"]]
 
 
-def _workers(network: PolicyNetwork) -> int:
+def _workers(network: Network) -> int:
     """Say in how many parts of a batch, each in a thread, gradients are computed: small layers leave threads idle."""
     return 2 if network.device.type == "cpu" and (os.cpu_count() or 1) > 1 else 1
 
 
 @torch.no_grad()
-def _scale_outputs(network: PolicyNetwork, factor: float) -> None:
+def _scale_outputs(network: Network, factor: float) -> None:
     for head in network.heads:
         for parameter in head.parameters():
             parameter.mul_(factor)

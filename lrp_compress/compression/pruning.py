@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.config.schema import PruneConfig
-from lrp_compress.networks.nature import STACK, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.spaces import STACK
 from lrp_compress.support.errors import UserError
 
 # Multiples that widths are rounded up to, by profile and layer; a layer that is not named takes the last.
@@ -97,7 +98,7 @@ def prunable_layers(config: PruneConfig, widths: Mapping[str, int]) -> list[str]
 
 def plan_pruning(
     scores: ChannelScores,
-    network: PolicyNetwork,
+    network: Network,
     original_widths: Mapping[str, int],
     kept_original: Mapping[str, list[int]],
     config: PruneConfig,
@@ -115,7 +116,7 @@ def plan_pruning(
     ----------
     scores : ChannelScores
         Scores of the current network's channels; the highest stay.
-    network : PolicyNetwork
+    network : Network
         The current network, already pruned by earlier steps.
     original_widths : mapping of str to int
         Widths of the original teacher, against which every ratio counts.
@@ -159,21 +160,21 @@ def plan_pruning(
     )
 
 
-def apply_pruning(network: PolicyNetwork, plan: PruningPlan) -> PolicyNetwork:
+def apply_pruning(network: Network, plan: PruningPlan) -> Network:
     """Build the network that lacks the channels a plan leaves out.
 
     It computes what the given network computes with those channels' outputs set to zero.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         Left untouched.
     plan : PruningPlan
         Made for this network.
 
     Returns
     -------
-    PolicyNetwork
+    Network
         A new network with parameters of its own, all trainable, on the same device and in the same mode.
 
     Raises
@@ -195,7 +196,7 @@ def apply_pruning(network: PolicyNetwork, plan: PruningPlan) -> PolicyNetwork:
 
 
 def _check_fit(
-    scores: ChannelScores, network: PolicyNetwork, kept_original: Mapping[str, list[int]], layers: list[str]
+    scores: ChannelScores, network: Network, kept_original: Mapping[str, list[int]], layers: list[str]
 ) -> None:
     for name, width in network.widths.items():
         if len(kept_original[name]) != width:
@@ -234,14 +235,14 @@ def _global_widths(
     return widths
 
 
-def _rebuild(network: PolicyNetwork, widths: Mapping[str, int], state: Mapping[str, Tensor]) -> PolicyNetwork:
+def _rebuild(network: Network, widths: Mapping[str, int], state: Mapping[str, Tensor]) -> Network:
     with torch.device("meta"):  # no initial weights are drawn, so the random state stays as it is
         rebuilt = network.resized(widths)
     rebuilt.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
     return rebuilt.train(network.training)
 
 
-def _remove_channels(network: PolicyNetwork, keep: Mapping[str, list[int]]) -> None:
+def _remove_channels(network: Network, keep: Mapping[str, list[int]]) -> None:
     example = torch.zeros(1, STACK, 84, 84, device=network.device)
     graph = tp.DependencyGraph().build_dependency(network, example_inputs=example)
     for name, width in network.widths.items():

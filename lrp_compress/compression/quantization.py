@@ -25,7 +25,8 @@ from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import Deviation, deviation
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import fold_dueling
 from lrp_compress.support.files import atomic_path
 
 WAYS = ("per_channel", "per_tensor", "equalized")
@@ -103,17 +104,17 @@ def prepared(agent: Agent, way: str, calibration: NDArray[np.uint8]) -> Agent:
     return Agent(equalize(agent.network, torch.from_numpy(calibration)), agent.info)
 
 
-def quantization_aware(network: PolicyNetwork) -> PolicyNetwork:
+def quantization_aware(network: Network) -> Network:
     """Copy a network into one that computes as if it were int8, and learns all the same.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         Left untouched.
 
     Returns
     -------
-    PolicyNetwork
+    Network
         Without a dueling head. Weights are rounded per channel; activations to the ranges seen in training mode; the
         outputs are not rounded.
     """
@@ -125,7 +126,7 @@ def quantization_aware(network: PolicyNetwork) -> PolicyNetwork:
     return aware
 
 
-def full_precision(aware: PolicyNetwork) -> PolicyNetwork:
+def full_precision(aware: Network) -> Network:
     """Give the float32 network behind one of `quantization_aware`."""
     network = aware.resized(aware.widths)
     state = {name.replace("parametrizations.weight.original", "weight"): v for name, v in aware.state_dict().items()}

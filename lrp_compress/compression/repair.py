@@ -25,7 +25,7 @@ from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.config.schema import RepairConfig
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import fast_conv1, fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state
@@ -62,28 +62,28 @@ class Repair:
 
     Attributes
     ----------
-    network : PolicyNetwork
+    network : Network
     strengths : dict of str to float
         By layer that was changed, the strength of the ridge. A layer whose error on held-out states no strength
         lowers is not in it.
     """
 
-    network: PolicyNetwork
+    network: Network
     strengths: dict[str, float]
 
 
-def layers_to_solve(network: PolicyNetwork) -> list[str]:
+def layers_to_solve(network: Network) -> list[str]:
     """Name the layers after the first, which sees the pixels and loses no input, in the order of computation."""
     return [*network.widths][1:] + [name for name, _ in network.named_children() if name.endswith("head")]
 
 
 @torch.no_grad()
-def lessons(teacher: PolicyNetwork, observations: Tensor, seed: int) -> list[Lesson]:
+def lessons(teacher: Network, observations: Tensor, seed: int) -> list[Lesson]:
     """Let a teacher say what its layers say of some states.
 
     Parameters
     ----------
-    teacher : PolicyNetwork
+    teacher : Network
         On the CPU.
     observations : Tensor of uint8, shape (N, 4, 84, 84)
         States of play.
@@ -110,7 +110,7 @@ def lessons(teacher: PolicyNetwork, observations: Tensor, seed: int) -> list[Les
             handle.remove()
 
 
-def _lesson(teacher: PolicyNetwork, batch: Tensor, said: dict[str, Tensor], generator: torch.Generator) -> Lesson:
+def _lesson(teacher: Network, batch: Tensor, said: dict[str, Tensor], generator: torch.Generator) -> Lesson:
     outputs = fast_outputs(teacher, batch)  # fills what is said
     places = {
         name: torch.randperm(output[0, 0].numel(), generator=generator)[:PATCHES]
@@ -126,7 +126,7 @@ def _lesson(teacher: PolicyNetwork, batch: Tensor, said: dict[str, Tensor], gene
 
 @torch.no_grad()
 def repair(
-    network: PolicyNetwork,
+    network: Network,
     kept: Mapping[str, Sequence[int]],
     training: Sequence[Lesson],
     held_out: Sequence[Lesson],
@@ -136,7 +136,7 @@ def repair(
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The pruned network, on the CPU, with any head; left as it is.
     kept : mapping of str to sequence of int
         Per hidden layer the teacher's channels that the network's own stem from.
@@ -175,9 +175,9 @@ def repair(
 
 
 def repair_from_play(
-    network: PolicyNetwork,
+    network: Network,
     kept: Mapping[str, Sequence[int]],
-    teacher: PolicyNetwork,
+    teacher: Network,
     rollouts: Rollouts,
     config: RepairConfig,
     seed: int,
@@ -188,7 +188,7 @@ def repair_from_play(
     ----------
     network, kept
         As `repair` takes them.
-    teacher : PolicyNetwork
+    teacher : Network
         The network that was pruned, on the CPU.
     rollouts : Rollouts
         Its play.
@@ -210,7 +210,7 @@ def repair_from_play(
 
 
 @torch.no_grad()
-def _fit_heads(network: PolicyNetwork, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
+def _fit_heads(network: Network, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
     """Bring the softmax as near to the teacher's as the heads can, unless it is no nearer on the held-out states."""
     hidden, wanted = _before_heads(network, training)
     temperature = default_temperature(network.head_kind, wanted)
@@ -235,14 +235,14 @@ def _fit_heads(network: PolicyNetwork, training: Sequence[Lesson], held_out: Seq
         network.load_state_dict(fitted.state_dict())
 
 
-def _before_heads(network: PolicyNetwork, lessons: Sequence[Lesson]) -> tuple[list[Tensor], Tensor]:
+def _before_heads(network: Network, lessons: Sequence[Lesson]) -> tuple[list[Tensor], Tensor]:
     """Compute what each head sees in the states of some lessons, and give the teacher's outputs there."""
     hidden = [network.after_conv1(fast_conv1(network.conv1, lesson.observations, torch.float32)) for lesson in lessons]
     return [torch.cat(parts) for parts in zip(*hidden, strict=True)], torch.cat([one.outputs for one in lessons])
 
 
 def _examples(
-    network: PolicyNetwork, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
+    network: Network, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give X and Z - X W of a layer for batches of states, in float64; X ends in ones for the bias."""
     layer: Any = network.get_submodule(name)

@@ -15,7 +15,7 @@ from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_
 from lrp_compress.environments.atari import AtariEnvs, Step
 from lrp_compress.environments.groups import env_groups, reset_groups
 from lrp_compress.networks.fast import dense_values, fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.seeding import stage_seed
 
 SAMPLE = ActionRule("sample", 0.0)
@@ -54,7 +54,7 @@ class Trajectories:
     returns: list[float]
 
     @classmethod
-    def empty(cls, steps: int, envs: int, teacher: PolicyNetwork) -> Trajectories:
+    def empty(cls, steps: int, envs: int, teacher: Network) -> Trajectories:
         """Make room for a block, on the teacher's device."""
         with teacher.device:
             return cls(
@@ -70,13 +70,13 @@ class Trajectories:
 
 
 def trajectories(
-    student: PolicyNetwork, teacher: Agent, envs: int, steps: int, protocol: str, seed: int, dtype: torch.dtype
+    student: Network, teacher: Agent, envs: int, steps: int, protocol: str, seed: int, dtype: torch.dtype
 ) -> Generator[Trajectories, None, None]:
     """Let a student play for ever, and the teacher say what it would do.
 
     Parameters
     ----------
-    student : PolicyNetwork
+    student : Network
         With a policy head; plays as it is at each step, so it may learn between two blocks.
     teacher : Agent
         Of the same game, with a policy head and no second stream; on the student's device.
@@ -125,7 +125,7 @@ class _Lane:
         self._lives = step.lives
         self._returns = np.zeros(envs.envs)
 
-    def ask_teacher(self, block: Trajectories, time: int, teacher: PolicyNetwork, dtype: torch.dtype) -> None:
+    def ask_teacher(self, block: Trajectories, time: int, teacher: Network, dtype: torch.dtype) -> None:
         """Note what the teacher makes of the current states."""
         with dense_values(teacher) as values, torch.inference_mode():
             outputs = fast_outputs(teacher, torch.from_numpy(self._observations).to(teacher.device), dtype)
@@ -134,7 +134,7 @@ class _Lane:
             block.teacher_log_probs[time, self._place] = outputs.log_softmax(1)
 
     def set_off(
-        self, block: Trajectories, time: int, student: PolicyNetwork, rng: np.random.Generator, dtype: torch.dtype
+        self, block: Trajectories, time: int, student: Network, rng: np.random.Generator, dtype: torch.dtype
     ) -> None:
         """Let the student choose, and the emulators begin a step."""
         chosen, outputs = act(student, self._observations, SAMPLE, rng, dtype)

@@ -29,7 +29,7 @@ from lrp_compress.compression.repair import lessons, repair
 from lrp_compress.config.schema import CriterionConfig, PruneConfig
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 
 TUNED = "lrp_tuned"
 TUNED_GROUPS = ("head", "dense", "conv3", "conv2")  # conv1's rule says nothing of channels
@@ -85,7 +85,7 @@ class Exam:
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The network to be scored, with any head, on the CPU; left as it is.
     rollouts : Rollouts
         The teacher's play: states to score and to repair from, and held-out games to judge by.
@@ -103,7 +103,7 @@ class Exam:
 
     def __init__(
         self,
-        network: PolicyNetwork,
+        network: Network,
         rollouts: Rollouts,
         config: CriterionConfig,
         prune: PruneConfig,
@@ -136,7 +136,7 @@ class Exam:
 
 
 def tune(
-    network: PolicyNetwork,
+    network: Network,
     rollouts: Rollouts,
     config: CriterionConfig,
     prune: PruneConfig,
@@ -177,7 +177,7 @@ def tune(
 
 
 def score_by_play(
-    network: PolicyNetwork, rollouts: Rollouts, config: CriterionConfig, prune: PruneConfig, seed: int
+    network: Network, rollouts: Rollouts, config: CriterionConfig, prune: PruneConfig, seed: int
 ) -> tuple[ChannelScores, Tuned | None]:
     """Score the channels of a network on states of play, by tuned rules where the criterion is `TUNED`.
 

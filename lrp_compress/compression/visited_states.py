@@ -16,7 +16,7 @@ from lrp_compress.environments.acting import ActionRule, act, choose_actions
 from lrp_compress.environments.atari import AtariEnvs, Step
 from lrp_compress.environments.groups import in_threads, reset_groups
 from lrp_compress.networks.fast import dense_values, fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork, twin
+from lrp_compress.networks.graph import Network, twin
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Player:
             for number, (envs, step) in enumerate(zip(groups, reset_groups(groups), strict=True))
         ]
 
-    def play(self, actor: PolicyNetwork | None, steps: int) -> list[Visited]:
+    def play(self, actor: Network | None, steps: int) -> list[Visited]:
         """Play some steps of all environments, each group in a thread; without an actor the teacher acts."""
         visited: dict[_Seat, list[Visited]] = {}
 
@@ -88,7 +88,7 @@ class Player:
         in_threads(sit, self._seats)
         return [_together(at_once) for at_once in zip(*(visited[seat] for seat in self._seats), strict=True)]
 
-    def _step(self, seat: _Seat, actor: PolicyNetwork | None) -> Visited:
+    def _step(self, seat: _Seat, actor: Network | None) -> Visited:
         step = seat.step
         labels = label(seat.teacher, self._hinted, step.observations, self._dtype)
         if actor is None:
@@ -103,13 +103,13 @@ class Player:
 class _Seat:
     """A group of environments, where its games stand, and what its actions are drawn with."""
 
-    teacher: PolicyNetwork
+    teacher: Network
     envs: AtariEnvs
     step: Step
     rng: np.random.Generator
 
 
-def _own(teacher: PolicyNetwork) -> PolicyNetwork:
+def _own(teacher: Network) -> Network:
     network = twin(teacher)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network
@@ -124,7 +124,7 @@ def _together(groups: Sequence[Visited]) -> Visited:
 
 @torch.inference_mode()
 def label(
-    teacher: PolicyNetwork, hinted: Mapping[str, Sequence[int]], observations: NDArray[np.uint8], dtype: torch.dtype
+    teacher: Network, hinted: Mapping[str, Sequence[int]], observations: NDArray[np.uint8], dtype: torch.dtype
 ) -> Tensor:
     """Ask the teacher about states, uint8 of shape (N, 4, 84, 84).
 

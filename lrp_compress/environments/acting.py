@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrp_compress.networks.fast import fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 
 # What computes an agent's outputs: from uint8 observations (N, 4, 84, 84) to float32 (N, actions).
 Outputs = Callable[[NDArray[np.uint8]], Tensor]
@@ -82,7 +82,7 @@ def cores_shared_with_emulators() -> Iterator[None]:
 
 @torch.inference_mode()
 def act(
-    network: PolicyNetwork,
+    network: Network,
     observations: NDArray[np.uint8],
     rule: ActionRule,
     rng: np.random.Generator,
@@ -92,7 +92,7 @@ def act(
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The agent's network.
     observations : ndarray of uint8, shape (N, 4, 84, 84)
     rule : ActionRule

@@ -1,4 +1,4 @@
-"""The fast way through a network for batches of uint8 observations, in acting and in learning.
+"""The fast way through a network for batches of observations, in acting and in learning.
 
 Two exact rewritings make the Nature CNN's first layer, which dominates a small network's time, cheap. An 8x8
 convolution with stride 4 equals a 2x2 convolution with stride 1 over 4x4 blocks laid out as channels ("space to
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, SIDE, STACK, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_CONVOLUTIONS
+from lrp_compress.networks.spaces import ATARI, SIDE, STACK
 from lrp_compress.support.errors import UserError
 
 KERNEL, BLOCK = NATURE_CONVOLUTIONS["conv1"]  # conv1's kernel and stride in pixels
@@ -25,15 +27,15 @@ CLEARLY = 1.5  # times the other's time: a precision that much slower is not mea
 TAPS = KERNEL // BLOCK  # blocks along conv1's kernel
 
 
-def fast_outputs(network: PolicyNetwork, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def fast_outputs(network: Network, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Compute a network's outputs as ``network(observations)`` does, only faster.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         Differentiable with respect to its weights.
-    observations : Tensor of uint8, shape (N, 4, 84, 84)
-        Contiguous, oldest frame first.
+    observations : Tensor, shape (N, *network.observations.shape)
+        Contiguous, of the dtype that the network takes.
     dtype : torch.dtype
         ``torch.float32`` (equal up to rounding) or ``torch.bfloat16`` (mixed precision by autocast; the last layer
         stays in float32).
@@ -43,9 +45,17 @@ def fast_outputs(network: PolicyNetwork, observations: Tensor, dtype: torch.dtyp
     Tensor of float32, shape (N, actions)
     """
     with mixed_precision(observations.device, dtype):
-        hidden = network.after_conv1(fast_conv1(network.conv1, observations, dtype))
+        hidden = fast_hidden(network, observations, dtype)
     # the last layer is cheap, and Q-values can lie closer together than bfloat16 can tell
-    return network.decide(*(values.float() for values in hidden))
+    return network.decide(hidden.float())
+
+
+def fast_hidden(network: Network, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Compute what the head sees, shape (N, units), as `fast_outputs` does."""
+    first = getattr(network, network.layers[0].name)
+    if network.observations == ATARI and isinstance(first, nn.Conv2d):
+        return network.after_first(fast_conv1(first, observations, dtype))
+    return network.after_first(first(network.scaled(observations)))
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -59,7 +69,7 @@ def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Te
     Parameters
     ----------
     conv1 : nn.Conv2d
-        The first layer; fast where it is a Nature CNN's, 8x8 with stride 4.
+        The first layer; fast where it is a Nature CNN's, 8x8 with stride 4 and no padding.
     observations : Tensor of uint8, shape (N, 4, 84, 84)
         Contiguous.
     dtype : torch.dtype
@@ -69,8 +79,8 @@ def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Te
     -------
     Tensor of `dtype`, shape (N, channels, h, w)
     """
-    if (conv1.kernel_size, conv1.stride) != ((KERNEL, KERNEL), (BLOCK, BLOCK)):
-        return functional.conv2d(observations.to(dtype), conv1.weight / 255, conv1.bias, conv1.stride)
+    if (conv1.kernel_size, conv1.stride, conv1.padding) != ((KERNEL, KERNEL), (BLOCK, BLOCK), (0, 0)):
+        return functional.conv2d(observations.to(dtype), conv1.weight / 255, conv1.bias, conv1.stride, conv1.padding)
     blocks = _blocks(observations)
     if dtype == torch.bfloat16:  # PyTorch converts uint8 to it one element at a time, these two steps are vectorised
         blocks = blocks.to(torch.int16)
@@ -94,8 +104,8 @@ def _block_weight(weight: Tensor) -> Tensor:
 
 
 @contextlib.contextmanager
-def dense_values(network: PolicyNetwork) -> Iterator[dict[str, Tensor]]:
-    """Collect what the dense hidden layers compute in the block, after the ReLU.
+def dense_values(network: Network) -> Iterator[dict[str, Tensor]]:
+    """Collect what the dense hidden layers compute in the block, after their activation.
 
     Yields
     ------
@@ -109,13 +119,14 @@ def dense_values(network: PolicyNetwork) -> Iterator[dict[str, Tensor]]:
             def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
                 values[name] = output
 
-            stack.callback(getattr(network, f"{name}_relu").register_forward_hook(keep).remove)
+            (shown,) = network.channels[name].shown
+            stack.callback(getattr(network, shown).register_forward_hook(keep).remove)
         yield values
 
 
 @torch.inference_mode()
 def batched_outputs(
-    network: PolicyNetwork, observations: Tensor, dtype: torch.dtype = torch.float32, batch_size: int = 256
+    network: Network, observations: Tensor, dtype: torch.dtype = torch.float32, batch_size: int = 256
 ) -> Tensor:
     """Compute the outputs for many observations without gradients, a batch at a time on the network's device.
 
@@ -141,12 +152,12 @@ def check_device(name: str) -> None:
         raise UserError("device=cuda, but PyTorch finds no GPU; choose device=cpu or install a CUDA build of torch")
 
 
-def faster_precision(network: PolicyNetwork, batch_size: int) -> torch.dtype:
+def faster_precision(network: Network, batch_size: int) -> torch.dtype:
     """Measure whether a learning step is faster in bfloat16 than in float32 on this machine.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         The network that will learn; its gradients are cleared.
     batch_size : int
         Observations per step.
@@ -159,7 +170,7 @@ def faster_precision(network: PolicyNetwork, batch_size: int) -> torch.dtype:
     """
     if network.device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    observations = torch.randint(0, 256, (batch_size, STACK, 84, 84), dtype=torch.uint8, device=network.device)
+    observations = network.observations.random(batch_size, 0).to(network.device)
     seconds: dict[torch.dtype, list[float]] = {torch.bfloat16: [], torch.float32: []}
     for turn in range(6):
         for dtype, times in seconds.items():

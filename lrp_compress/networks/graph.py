@@ -1,16 +1,25 @@
-"""A network as a list of layers, as it is read from a module or a file that says what is computed."""
+"""A network as a value: a list of layers, and the module that computes what they say."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lrp_compress.networks.nature import SIDE, STACK, PolicyNetwork
-from lrp_compress.support.errors import UserError
+from lrp_compress.networks.channels import Value, group_channels
+from lrp_compress.networks.ops import OPS, WEIGHTED, Shape, checked_options
+from lrp_compress.networks.spaces import Decision, Observations
+
+INPUT = "observations"  # what layers call that which goes in
+HEAD = "head"  # the last layer
+NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -20,117 +29,194 @@ class Layer:
     Attributes
     ----------
     name : str
-        By which its weights are found in the state, ``NAME.weight`` and ``NAME.bias``.
-    op : {"conv", "dense", "relu", "flatten"}
-        What is computed.
+        Of the layer and of the value that it computes; its weights are ``NAME.weight`` and ``NAME.bias``.
+    op : str
+        What is computed, a name in `lrp_compress.networks.ops.OPS`.
+    inputs : tuple of str
+        The layers whose values it is computed from; ``"observations"`` for what goes in.
     options : dict
-        Of a convolution ``kernel``, ``stride``, ``padding``, ``dilation`` (pairs of int) and ``groups``; of a
-        flattening ``channels_last``, whether the channels of a place follow each other.
+        Of the operation.
     """
 
     name: str
     op: str
+    inputs: tuple[str, ...]
     options: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class LayerList:
-    """What a network computes, layer after layer.
-
-    Attributes
-    ----------
-    layers : list of Layer
-        In the order of computation, each of the one before it.
-    state : mapping of str to Tensor
-        Weights, float32, laid out as in `torch.nn.Conv2d` and `torch.nn.Linear`.
-    scale : float
-        What pixels in [0, 255] are multiplied by before the first layer.
-    """
-
-    layers: list[Layer]
-    state: Mapping[str, Tensor]
-    scale: float
-
-
-def as_policy_network(network: LayerList, head: str, source: str) -> PolicyNetwork:
-    """Build the network that a list of layers describes, if it is convolutions and then dense layers with ReLU.
+class Network(nn.Module):
+    """A feed-forward network, made from its layers.
 
     Parameters
     ----------
-    network : LayerList
-    head : {"q", "policy"}
-        What its outputs are; a list of layers does not say.
-    source : str
-        What errors call the agent.
+    layers : sequence of Layer
+        In an order in which they can be computed. The first is a convolution or a dense layer and alone in reading the
+        observations; the last is a dense layer called ``head``.
+    observations : Observations
+    decision : Decision
 
-    Returns
-    -------
-    PolicyNetwork
-        In evaluation mode.
+    Attributes
+    ----------
+    layers : tuple of Layer
+    observations : Observations
+    decision : Decision
+    shapes : dict of str to tuple of int
+        Of what each layer computes, without the batch.
+    channels : dict of str to Channels
+        What can be removed, by the name of the first layer that writes it: the channels of hidden layers. Those of
+        layers whose values are added are the same ones.
 
     Raises
     ------
-    UserError
-        If the layers are others, naming the first.
+    ValueError
+        If a layer is none that is known, reads what is not there, does not fit what it reads, or the list is none of
+        the kind above.
     """
-    ops = [layer.op for layer in network.layers]
-    convs, dense = ([layer for layer in network.layers if layer.op == op] for op in ("conv", "dense"))
-    expected = ["conv", "relu"] * len(convs) + ["flatten"] + ["dense", "relu"] * (len(dense) - 1) + ["dense"]
-    if ops != expected or not convs or len(dense) < 2:
-        raise _other(source, f"its layers are {' '.join(ops) or 'none'}")
-    state: dict[str, Tensor] = {}
-    convolutions: dict[str, tuple[int, int]] = {}
-    for number, layer in enumerate(convs, start=1):
-        name = f"conv{number}"
-        convolutions[name] = _geometry(layer, name, source)
-        state |= _weights(network, layer, name)
-    for number, layer in enumerate(dense, start=1):
-        state |= _weights(network, layer, "head" if layer is dense[-1] else f"fc{number}")
-    if network.layers[len(convs) * 2].options["channels_last"]:
-        width, channels = len(state["fc1.weight"]), len(state[f"conv{len(convs)}.weight"])
-        places = state["fc1.weight"].view(width, -1, channels).transpose(1, 2)
-        state["fc1.weight"] = places.reshape(width, -1)
-    state["conv1.weight"] = state["conv1.weight"] * (network.scale * 255)
-    return _built(state, head, convolutions, source)
+
+    def __init__(self, layers: Sequence[Layer], observations: Observations, decision: Decision) -> None:
+        super().__init__()
+        self.layers = tuple(dataclasses.replace(one, options=_checked(one)) for one in layers)
+        self.observations = observations
+        self.decision = decision
+        self._check_order()
+        self.shapes = _shapes(self.layers, observations.shape)
+        if self.shapes[HEAD] != (decision.size,):
+            raise ValueError(f"the head gives {self.shapes[HEAD][0]} values for {decision.size} actions")
+        shapes = {INPUT: observations.shape, **self.shapes}
+        for layer in self.layers:
+            self.add_module(layer.name, OPS[layer.op].module(shapes[layer.inputs[0]], layer.options))
+        self.channels, self._values = group_channels(self.layers, shapes)
+
+    def _check_order(self) -> None:
+        if not 2 <= len(self.layers) <= MOST_LAYERS:
+            raise ValueError(f"a network has 2 to {MOST_LAYERS} layers, got {len(self.layers)}")
+        known = {INPUT}
+        for layer in self.layers:
+            if not NAME.fullmatch(layer.name) or layer.name in known or hasattr(self, layer.name):
+                raise ValueError(f"no layer can be called {layer.name[:40]!r} here")
+            if not layer.inputs or (len(layer.inputs) > 1) != (layer.op == "add") or not known.issuperset(layer.inputs):
+                raise ValueError(f"{layer.name} cannot be computed from {', '.join(layer.inputs)[:80] or 'nothing'}")
+            known.add(layer.name)
+        first, *others = self.layers
+        if first.op not in WEIGHTED or any(INPUT in layer.inputs for layer in others):
+            raise ValueError("the observations are not read by one convolution or dense layer alone")
+        if self.layers[-1].op != "dense" or self.layers[-1].name != HEAD:
+            raise ValueError(f"the last layer is no dense layer called {HEAD}")
+        if unread := known - {INPUT, HEAD} - {name for layer in self.layers for name in layer.inputs}:
+            raise ValueError(f"nothing reads {min(unread)}")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of channels (filters or units) in each of `channels`."""
+        return {name: group.width for name, group in self.channels.items()}
+
+    @property
+    def weighted(self) -> tuple[str, ...]:
+        """Names of the layers with weights, in the order of computation."""
+        return tuple(layer.name for layer in self.layers if layer.op in WEIGHTED)
+
+    @property
+    def dense_layers(self) -> tuple[str, ...]:
+        """Names of those of `channels` that are the units of one dense layer."""
+        return tuple(n for n, group in self.channels.items() if group.writers == (n,) and self.layer(n).op == "dense")
+
+    @property
+    def head_kind(self) -> str:
+        """What the outputs are, ``"q"`` or ``"policy"``."""
+        return self.decision.kind
+
+    @property
+    def actions(self) -> int:
+        """Number of actions."""
+        return self.decision.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def layer(self, name: str) -> Layer:
+        """Find a layer by its name."""
+        return next(layer for layer in self.layers if layer.name == name)
+
+    def value(self, name: str) -> Value:
+        """Say which channels a layer's value, or ``"observations"``, consists of."""
+        return self._values[name]
+
+    def readers(self, name: str) -> list[str]:
+        """Name the layers that read a layer's value."""
+        return [layer.name for layer in self.layers if name in layer.inputs]
+
+    def resized(self, widths: Mapping[str, int]) -> Network:
+        """Make a network of the same layers with other widths, and weights of its own."""
+        width_of = {writer: widths[name] for name, group in self.channels.items() for writer in group.writers}
+        layers = [
+            dataclasses.replace(layer, options={**layer.options, "width": width_of[layer.name]})
+            if layer.name in width_of
+            else layer
+            for layer in self.layers
+        ]
+        return Network(layers, self.observations, self.decision)
+
+    def scaled(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Bring observations into the units that the first layer takes."""
+        return observations.to(dtype) / self.observations.unit
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Compute the outputs.
+
+        Parameters
+        ----------
+        observations : Tensor
+            Shape (N, *observations.shape), of the numbers that the environment gives; floating ones in place of uint8
+            are taken to be in units already.
+
+        Returns
+        -------
+        Tensor of float32, shape (N, actions)
+            Q-values or action logits.
+        """
+        in_units = self.observations.dtype == "uint8" and observations.is_floating_point()
+        values = observations if in_units else self.scaled(observations)
+        return self.decide(self.after_first(getattr(self, self.layers[0].name)(values)))
+
+    def after_first(self, values: Tensor) -> Tensor:
+        """Compute what the head sees, shape (N, units), from what the first layer gives."""
+        computed = {self.layers[0].name: values}
+        for layer in self.layers[1:-1]:
+            computed[layer.name] = getattr(self, layer.name)(*(computed[name] for name in layer.inputs))
+        return computed[self.layers[-1].inputs[0]]
+
+    def decide(self, hidden: Tensor) -> Tensor:
+        """Compute the outputs, shape (N, actions), from what `after_first` gives."""
+        outputs: Tensor = getattr(self, HEAD)(hidden)
+        return outputs
 
 
-def _geometry(layer: Layer, name: str, source: str) -> tuple[int, int]:
-    """Give kernel and stride of a plain convolution."""
-    plain = {"padding": [0, 0], "dilation": [1, 1], "groups": 1}
-    if odd := next((key for key, value in plain.items() if layer.options[key] != value), None):
-        raise _other(source, f"{name} has the {odd} {layer.options[odd]}")
-    for key in ("kernel", "stride"):
-        if len(set(layer.options[key])) != 1:
-            raise _other(source, f"{name} has the {key} {layer.options[key]}, which is not square")
-    return layer.options["kernel"][0], layer.options["stride"][0]
-
-
-def _built(
-    state: dict[str, Tensor], head: str, convolutions: Mapping[str, tuple[int, int]], source: str
-) -> PolicyNetwork:
-    widths = {key.removesuffix(".weight"): len(value) for key, value in state.items() if key.endswith(".weight")}
-    actions = widths.pop("head")
+def _checked(layer: Layer) -> dict[str, Any]:
     try:
-        with torch.device("meta"):
-            declared = PolicyNetwork(widths, head, actions, convolutions).state_dict()
+        return checked_options(layer.op, layer.options)
     except ValueError as error:
-        raise _other(source, str(error)) from error
-    for key, value in declared.items():
-        if value.shape != state[key].shape:
-            raise _other(source, f"{key} has the shape {tuple(state[key].shape)}, not {tuple(value.shape)}")
-        if not state[key].isfinite().all():
-            raise UserError(f"{source}: {key} holds numbers that are not finite")
-    network = PolicyNetwork(widths, head, actions, convolutions)
-    network.load_state_dict(state)
-    return network.eval()
+        raise ValueError(f"{layer.name[:40]} {error}") from error
 
 
-def _weights(network: LayerList, layer: Layer, name: str) -> dict[str, Tensor]:
-    return {f"{name}.{kind}": network.state[f"{layer.name}.{kind}"] for kind in ("weight", "bias")}
+def _shapes(layers: Iterable[Layer], observation: Shape) -> dict[str, Shape]:
+    shapes = {INPUT: observation}
+    for layer in layers:
+        first, *others = (shapes[name] for name in layer.inputs)
+        if any(other != first for other in others):
+            raise ValueError(f"{layer.name} adds values of the shapes {first} and {others}")
+        try:
+            shapes[layer.name] = OPS[layer.op].shape(first, layer.options)
+        except ValueError as error:
+            raise ValueError(f"{layer.name} {error}") from error
+    del shapes[INPUT]
+    return shapes
 
 
-def _other(source: str, what: str) -> UserError:
-    return UserError(
-        f"{source} is no chain of convolutions without padding and dense layers with ReLU, on {STACK} frames of "
-        f"{SIDE}x{SIDE} pixels: {what}; other networks are not read yet"
-    )
+def twin(network: Network) -> Network:
+    """Copy a network for another thread: its weights stay those of the original, gradients and hooks are its own."""
+    copied = copy.deepcopy(network)
+    for own, original in zip(copied.parameters(), network.parameters(), strict=True):
+        own.data = original.data
+    return copied

@@ -13,7 +13,7 @@ from lrp_compress.deployment.measuring.cold_start import ColdStart
 from lrp_compress.deployment.measuring.latency import Latency, speedup
 from lrp_compress.deployment.measuring.profiling import profile_network
 from lrp_compress.environments.evaluation import Evaluation, return_kept
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.seeding import stage_seed
 from lrp_compress.tracking.views import VIEW
 
@@ -94,7 +94,7 @@ def _returns(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _profile(network: PolicyNetwork) -> dict[str, float]:
+def _profile(network: Network) -> dict[str, float]:
     profile = profile_network(network)
     return {
         "params": profile.params,

@@ -19,7 +19,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.layouts import fill_state
 from lrp_compress.config.schema import LearnerConfig
 from lrp_compress.networks.fast import faster_precision
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork, fold_dueling
+from lrp_compress.networks.nature import NATURE_WIDTHS, fold_dueling, nature_cnn
 from lrp_compress.support.errors import UserError, unknown_name
 from lrp_compress.support.registry import Registry
 from lrp_compress.training.policies import FastNatureCNN
@@ -149,5 +149,5 @@ def _dtype(config: LearnerConfig, env: AtariVecEnv, device: str) -> torch.dtype:
     if config.precision != "auto":
         dtype: torch.dtype = getattr(torch, config.precision)
         return dtype
-    network = PolicyNetwork(NATURE_WIDTHS, "q", env.actions).to(device)
+    network = nature_cnn(NATURE_WIDTHS, "q", env.actions).to(device)
     return faster_precision(network, int(config.hyperparameters.get("batch_size", 256)))

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, load_agent, save_agent
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
@@ -30,7 +30,7 @@ def agent(head: str = "q") -> Agent:
         widths = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 5, "advantage_fc1": 7}
     lineage = {"teacher": "ab" * 32, "ratio": 0.5, "steps": [1, 2], "note": "ä"}
     kept = {**all_channels(widths), "conv1": [0, 3, 5, 9]}
-    return Agent(PolicyNetwork(widths, head, 6), AgentInfo("pong", "full", True, lineage, kept))
+    return Agent(nature_cnn(widths, head, 6), AgentInfo("pong", "full", True, lineage, kept))
 
 
 @pytest.mark.parametrize("head", ["q", "policy", "dueling"])

@@ -21,7 +21,8 @@ from safetensors.torch import save
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import GameConfig, TeacherConfig
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 FILES = 300  # of each format
@@ -34,9 +35,9 @@ ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
 
 
-def network() -> PolicyNetwork:
+def network() -> Network:
     torch.manual_seed(0)
-    return PolicyNetwork(WIDTHS, "q", 6)
+    return nature_cnn(WIDTHS, "q", 6)
 
 
 def named(names: dict[str, str]) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.agents.formats import read_foreign
 from lrp_compress.deployment.files.onnx_models import save_float, save_int8
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 5, "fc1": 12}
@@ -23,12 +24,12 @@ PIXELS = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manua
 Node = tuple[str, Sequence[str], str, dict[str, Any]]
 
 
-def network(head: str = "policy", actions: int = 6) -> PolicyNetwork:
+def network(head: str = "policy", actions: int = 6) -> Network:
     torch.manual_seed(0)
-    return PolicyNetwork(WIDTHS, head, actions).eval()
+    return nature_cnn(WIDTHS, head, actions).eval()
 
 
-def weights(made: PolicyNetwork) -> dict[str, np.ndarray[Any, Any]]:
+def weights(made: Network) -> dict[str, np.ndarray[Any, Any]]:
     return {key: value.detach().numpy() for key, value in made.state_dict().items()}
 
 
@@ -60,7 +61,7 @@ def write(
     return path
 
 
-def as_torch_writes(path: Path, made: PolicyNetwork, **changes: Any) -> Path:
+def as_torch_writes(path: Path, made: Network, **changes: Any) -> Path:
     """Write what `torch.onnx.export` writes of a module that divides by 255 and flattens by a computed shape."""
     nodes: list[Node] = [
         ("Cast", ["obs"], "floats", {"to": TensorProto.FLOAT}),
@@ -86,7 +87,7 @@ def as_torch_writes(path: Path, made: PolicyNetwork, **changes: Any) -> Path:
     return write(path, nodes, constants, ["logits", "value", "action"])
 
 
-def as_keras_writes(path: Path, made: PolicyNetwork) -> Path:
+def as_keras_writes(path: Path, made: Network) -> Path:
     """Write what tf2onnx writes: channels last, products with weights the other way round, probabilities."""
     constants = weights(made)
     dense = constants["fc1.weight"].reshape(12, 5, 49).transpose(0, 2, 1).reshape(12, -1)

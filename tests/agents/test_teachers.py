@@ -14,7 +14,7 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save
 from lrp_compress.agents.teachers import load_teacher, teacher_path, teachers_dir
 from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.environments.atari import minimal_actions
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
@@ -34,7 +34,7 @@ def load(config: TeacherConfig, game: GameConfig, cache: Path = Path("unused")) 
 
 
 def own_agent(path: Path, fire: bool) -> TeacherConfig:
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 6)
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 6)
     save_agent(path, Agent(network, AgentInfo("pong", "minimal", fire, {"by": "test"}, {})))
     return TeacherConfig(str(path), None, None, "auto", None)
 
@@ -118,7 +118,7 @@ def test_the_score_that_a_file_states(tmp_path: Path, inside: dict[str, Any], be
 
 def dqn_file(path: Path, actions: int) -> TeacherConfig:
     """Write a network in CleanRL's layout."""
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
     names = {"conv1": "0", "conv2": "2", "conv3": "4", "fc1": "7", "head": "9"}
     split = {key: key.split(".") for key in network.state_dict()}
     torch.save({f"network.{names[k[0]]}.{k[1]}": network.state_dict()[key] for key, k in split.items()}, path)

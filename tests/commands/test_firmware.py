@@ -14,7 +14,7 @@ from PIL import Image
 from lrp_compress.commands.firmware import preflight, put_on_board
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import FirmwareConfig
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from lrp_compress.tracking.tracker import Tracker
 from tests.commands.running import Command
@@ -27,7 +27,7 @@ LARGE = {"conv1": 16, "conv2": 32, "conv3": 32, "fc1": 256}
 
 def int8_file(folder: Path, widths: dict[str, int], game: str = "breakout", actions: int = 4) -> Path:
     torch.manual_seed(0)
-    return write_int8(folder / "student-int8.onnx", PolicyNetwork(widths, "policy", actions), game)
+    return write_int8(folder / "student-int8.onnx", nature_cnn(widths, "policy", actions), game)
 
 
 def config(*overrides: str) -> FirmwareConfig:

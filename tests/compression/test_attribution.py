@@ -14,7 +14,8 @@ from lrp_compress.compression import attribution
 from lrp_compress.compression.attribution import gradient_batches, heat_maps, relevance, relevance_batches, traced
 from lrp_compress.compression.composites import COMPOSITES, SEEDS
 from lrp_compress.environments.atari import AtariEnvs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
@@ -22,10 +23,10 @@ DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 
 GAMMA = 0.25
 
 
-def small_network(head: str, *, biases: bool = True, seed: int = 3) -> PolicyNetwork:
+def small_network(head: str, *, biases: bool = True, seed: int = 3) -> Network:
     """A network with outputs of order 1, so that the rules' stabiliser of 1e-6 does not show."""
     torch.manual_seed(seed)
-    network = PolicyNetwork(DUELING if head == "dueling" else WIDTHS, head, 4)
+    network = nature_cnn(DUELING if head == "dueling" else WIDTHS, head, 4)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

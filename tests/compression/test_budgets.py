@@ -22,7 +22,8 @@ from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.compression.schedules import cumulative_ratios
 from lrp_compress.config.schema import PruneConfig
 from lrp_compress.deployment.measuring.profiling import profile_network
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
 from tests.compression.networks import CONVS, NETWORKS
 from tests.compression.test_tuning import played, small_network
@@ -30,8 +31,8 @@ from tests.compression.test_tuning import played, small_network
 PRUNE = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True, "params", 0.3)
 
 
-def built(kind: str) -> PolicyNetwork:
-    return PolicyNetwork(*NETWORKS[kind], actions=6)
+def built(kind: str) -> Network:
+    return nature_cnn(*NETWORKS[kind], actions=6)
 
 
 def scored(widths: Mapping[str, int]) -> ChannelScores:
@@ -49,8 +50,8 @@ def bent(widths: Mapping[str, int]) -> dict[str, dict[int, float]]:
     return curves
 
 
-def cost(widths: Mapping[str, int], network: PolicyNetwork, budget: str) -> int:
-    profile = profile_network(PolicyNetwork(widths, network.head_kind, network.actions))
+def cost(widths: Mapping[str, int], network: Network, budget: str) -> int:
+    profile = profile_network(nature_cnn(widths, network.head_kind, network.actions))
     return profile.params if budget == "params" else profile.macs
 
 
@@ -99,7 +100,7 @@ def test_several_steps_end_at_the_budget(schedule: str) -> None:
 
 @pytest.mark.parametrize("budget", ["params", "macs"])
 def test_greedy_steps_are_near_the_best_of_all_widths(budget: str) -> None:
-    network = PolicyNetwork({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 12}, "policy", 4)
+    network = nature_cnn({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 12}, "policy", 4)
     curves = {
         name: {one: place * (width / one - 1) for one in range(1, width + 1)}
         for place, (name, width) in enumerate(network.widths.items(), start=1)
@@ -118,7 +119,7 @@ def test_greedy_steps_are_near_the_best_of_all_widths(budget: str) -> None:
 
 
 def test_min_width_and_round_to_hold() -> None:
-    network = PolicyNetwork(NATURE_WIDTHS, "policy", 6)
+    network = nature_cnn(NATURE_WIDTHS, "policy", 6)
     config = dataclasses.replace(PRUNE, share=0.1, min_width=10, round_to="cortex_m")
     widths = choose_widths(network, bent(network.widths), config)
     assert all(width % 4 == 0 and width >= 12 for width in widths.values())

@@ -14,7 +14,8 @@ from lrp_compress.compression.criteria import CRITERIA, Criterion, score_channel
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.config.schema import CriterionConfig
 from lrp_compress.environments.atari import AtariEnvs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
@@ -22,9 +23,9 @@ DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 
 WITH_STATES = ["activation", "apoz", "fisher", "lrp", "lrp_tuned", "taylor"]
 
 
-def small_network(head: str = "q", seed: int = 3) -> PolicyNetwork:
+def small_network(head: str = "q", seed: int = 3) -> Network:
     torch.manual_seed(seed)
-    network = PolicyNetwork(DUELING if head == "dueling" else WIDTHS, head, 4)
+    network = nature_cnn(DUELING if head == "dueling" else WIDTHS, head, 4)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

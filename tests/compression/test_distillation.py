@@ -26,7 +26,8 @@ from lrp_compress.environments.acting import ActionRule
 from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs, dense_values
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -47,9 +48,9 @@ def play(teacher: Agent) -> Rollouts:
     return collect_rollouts(teacher, RolloutsConfig(400, 2, 8, 2), Acting(SAMPLE, "noop", 99))
 
 
-def small_student(seed: int = 0) -> PolicyNetwork:
+def small_student(seed: int = 0) -> Network:
     torch.manual_seed(seed)
-    return PolicyNetwork(WIDTHS, "policy", 4)
+    return nature_cnn(WIDTHS, "policy", 4)
 
 
 def configured(**changes: Any) -> DistillConfig:
@@ -59,7 +60,7 @@ def configured(**changes: Any) -> DistillConfig:
 
 
 def distilled(
-    student: PolicyNetwork,
+    student: Network,
     teacher: Agent,
     play: Rollouts,
     samples: int,
@@ -74,11 +75,11 @@ def distilled(
     return distill(own, teacher, play, config, acting, Beside(heard.append)), heard
 
 
-def weights(network: PolicyNetwork) -> torch.Tensor:
+def weights(network: Network) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-def pruned(teacher: Agent, ratio: float) -> PolicyNetwork:
+def pruned(teacher: Agent, ratio: float) -> Network:
     """Keep the filters and units of the largest weights, as many in each layer."""
     network = teacher.network
     norms = {name: getattr(network, name).weight.detach().flatten(1).norm(dim=1) for name in network.widths}
@@ -88,16 +89,14 @@ def pruned(teacher: Agent, ratio: float) -> PolicyNetwork:
     return apply_pruning(network, plan)
 
 
-def distance(loss: str, network: PolicyNetwork, play: Rollouts) -> float:
+def distance(loss: str, network: Network, play: Rollouts) -> float:
     """How far a network is from the teacher in games that nothing is learned from."""
     held_out = play.part(play.held_out())
     return LOSSES[loss](batched_outputs(network, held_out.observations), held_out.outputs, 1.0).item()
 
 
 @pytest.fixture(scope="module")
-def learned(
-    teacher: Agent, play: Rollouts, device: str
-) -> tuple[PolicyNetwork, PolicyNetwork, Distillation, list[Progress]]:
+def learned(teacher: Agent, play: Rollouts, device: str) -> tuple[Network, Network, Distillation, list[Progress]]:
     """A pruned teacher, a copy made of it before, and what it became: 1,500 steps of play, 6,000 samples."""
     student = pruned(teacher, 0.6).to(device)
     before = copy.deepcopy(student)
@@ -267,7 +266,7 @@ def test_halves_of_a_batch_in_two_threads_are_a_batch(teacher: Agent, play: Roll
 
 def q_agent(teacher: Agent, scale: float = 1.0) -> Agent:
     """The teacher's network with its outputs, times a scale, taken for Q-values."""
-    network = PolicyNetwork(teacher.network.widths, "q", teacher.network.actions)
+    network = nature_cnn(teacher.network.widths, "q", teacher.network.actions)
     network.load_state_dict(teacher.network.state_dict())
     with torch.no_grad():
         for parameter in network.head.parameters():
@@ -330,7 +329,7 @@ def test_hints_bring_the_kept_units_closer(teacher: Agent, play: Rollouts):
     student, units = apply_pruning(teacher.network, plan), plan.kept_original["fc1"]
     observations = play.observations(torch.arange(len(play)))
 
-    def error(network: PolicyNetwork) -> float:
+    def error(network: Network) -> float:
         values = []
         for one in (network, teacher.network):
             with torch.no_grad(), dense_values(one) as found:

@@ -17,7 +17,8 @@ from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def play(teacher: Agent) -> torch.Tensor:
     )
 
 
-def largest_values(network: PolicyNetwork, observations: torch.Tensor) -> list[torch.Tensor]:
+def largest_values(network: Network, observations: torch.Tensor) -> list[torch.Tensor]:
     """Largest value of every living channel, layer by layer."""
     found: list[torch.Tensor] = []
     hooks = [
@@ -66,7 +67,7 @@ def test_the_outputs_stay_and_the_channels_come_nearer(teacher: Agent, play: tor
 def test_other_heads_and_dead_channels(head: str, play: torch.Tensor):
     torch.manual_seed(0)
     dense = {"value_fc1": 5, "advantage_fc1": 6} if head == "dueling" else {"fc1": 9, "fc2": 7}
-    network = PolicyNetwork({"conv1": 6, "conv2": 6, "conv3": 7, **dense}, head, 4).eval()
+    network = nature_cnn({"conv1": 6, "conv2": 6, "conv3": 7, **dense}, head, 4).eval()
     with torch.no_grad():
         network.conv2.bias[3] = -1e3  # never active
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -77,7 +78,7 @@ def test_other_heads_and_dead_channels(head: str, play: torch.Tensor):
 
 def test_int8_is_nearer_where_channels_differ(tmp_path: Path, teacher: Agent, play: torch.Tensor):
     torch.manual_seed(1)
-    network = PolicyNetwork({"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}, "policy", 4).eval()
+    network = nature_cnn({"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}, "policy", 4).eval()
     with torch.no_grad():  # one channel of values 50 times the others'
         network.conv3.weight[2] *= 50
         network.fc1.weight[:, 2 * 49 : 3 * 49] /= 50

@@ -14,7 +14,8 @@ from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning, prunable_layers
 from lrp_compress.compression.schedules import cumulative_ratios
 from lrp_compress.config.schema import PruneConfig
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
 from tests.compression import networks
 
@@ -32,10 +33,10 @@ CONFIG = PruneConfig(
 )
 
 
-def built(kind: str = "q") -> PolicyNetwork:
+def built(kind: str = "q") -> Network:
     """Build a network whose channels are alive: with few of them left, chance would often leave no path open."""
     torch.manual_seed(0)
-    network = PolicyNetwork(*NETWORKS[kind], actions=6)
+    network = nature_cnn(*NETWORKS[kind], actions=6)
     with torch.no_grad():
         for name in network.widths:
             getattr(network, name).bias += 0.5
@@ -52,7 +53,7 @@ def scored(widths: Mapping[str, int], seed: int = 0) -> ChannelScores:
     return ChannelScores({name: scores / scores.sum() for name, scores in raw.items()}, "random", 0)
 
 
-def planned(scores: ChannelScores, network: PolicyNetwork, config: PruneConfig, ratio: float) -> PruningPlan:
+def planned(scores: ChannelScores, network: Network, config: PruneConfig, ratio: float) -> PruningPlan:
     """Plan the first step of an unpruned network."""
     return plan_pruning(scores, network, network.widths, all_channels(network.widths), config, ratio)
 
@@ -61,7 +62,7 @@ def widths_of(plan: PruningPlan) -> dict[str, int]:
     return {name: len(indices) for name, indices in plan.keep.items()}
 
 
-def masked(network: PolicyNetwork, kept: Mapping[str, list[int]]) -> PolicyNetwork:
+def masked(network: Network, kept: Mapping[str, list[int]]) -> Network:
     """Zero the weights and biases of all channels that are not kept."""
     result = copy.deepcopy(network)
     with torch.no_grad():
@@ -72,7 +73,7 @@ def masked(network: PolicyNetwork, kept: Mapping[str, list[int]]) -> PolicyNetwo
     return result
 
 
-def assert_same_outputs(one: PolicyNetwork, other: PolicyNetwork) -> None:
+def assert_same_outputs(one: Network, other: Network) -> None:
     observations = torch.rand(8, 4, 84, 84, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = one(observations)
@@ -122,7 +123,7 @@ def test_kept_original_finds_the_weights_back_in_the_teacher() -> None:
 
 
 def test_nature_network_at_half_the_channels() -> None:
-    network = PolicyNetwork(NATURE_WIDTHS, "q", 6)
+    network = nature_cnn(NATURE_WIDTHS, "q", 6)
     pruned = apply_pruning(network, planned(scored(network.widths), network, CONFIG, 0.5))
     assert pruned.widths == {"conv1": 16, "conv2": 32, "conv3": 32, "fc1": 256}
     assert sum(parameter.numel() for parameter in pruned.parameters()) == 424_790
@@ -162,7 +163,7 @@ def test_ratio_zero_keeps_everything() -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_ratios_of_four_steps_count_against_the_original(scope: str) -> None:
-    teacher = PolicyNetwork({"conv1": 20, "conv2": 40, "conv3": 60, "fc1": 80}, "q", 6)
+    teacher = nature_cnn({"conv1": 20, "conv2": 40, "conv3": 60, "fc1": 80}, "q", 6)
     config = configured(scope=scope, ratio=0.8, steps=4)
     network, kept = teacher, all_channels(teacher.widths)
     for step, ratio in enumerate(cumulative_ratios("linear", 0.8, 4)):
@@ -260,7 +261,7 @@ def test_round_to_rounds_up_but_never_grows_a_layer(scope: str) -> None:
 
 
 def test_the_desktop_profile_rounds_conv1_to_more() -> None:
-    teacher = PolicyNetwork({"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}, "q", 4)
+    teacher = nature_cnn({"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}, "q", 4)
     plan = planned(scored(teacher.widths), teacher, configured(round_to="desktop"), 0.7)
     assert widths_of(plan) == {"conv1": 16, "conv2": 20, "conv3": 20, "fc1": 156}
 
@@ -310,7 +311,7 @@ def test_settings_that_do_not_fit_are_named_in_one_line(changes: dict[str, objec
 
 
 def test_scores_and_numbering_of_another_network_are_refused() -> None:
-    network, larger = built(), PolicyNetwork({**networks.CONVS, "fc1": 21}, "q", 6)
+    network, larger = built(), nature_cnn({**networks.CONVS, "fc1": 21}, "q", 6)
     with pytest.raises(ValueError, match="fc1 has 20 channels, but its scores"):
         planned(scored(larger.widths), network, CONFIG, 0.5)
     with pytest.raises(ValueError, match="fc1 has 20 channels, but 21 original indices"):

@@ -19,7 +19,8 @@ from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import fold_dueling, nature_cnn
 
 WIDTHS = {"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}
 
@@ -29,7 +30,7 @@ def agent(head: str = "policy") -> Agent:
     widths = WIDTHS if head != "dueling" else {**WIDTHS, "value_fc1": 5, "advantage_fc1": 6}
     if head == "dueling":
         del widths["fc1"]
-    network = PolicyNetwork(widths, head, 6).eval()
+    network = nature_cnn(widths, head, 6).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter *= 2  # a fresh network hardly tells one state from another
@@ -81,7 +82,7 @@ def test_the_aware_network_computes_what_the_int8_file_does(tmp_path: Path, play
     assert deviation(fast_outputs(aware, observations).detach(), real).error < 0.1 * rounding
 
 
-def largest_activations(network: PolicyNetwork, play: NDArray[np.uint8]) -> dict[str, float]:
+def largest_activations(network: Network, play: NDArray[np.uint8]) -> dict[str, float]:
     """Upper ends of the ranges that `save_int8` sets: of the float32 network, where one state has a white pixel."""
     calibration = torch.from_numpy(play).clone()
     calibration[0, 0, 0, 0] = 255

@@ -23,7 +23,8 @@ from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +47,9 @@ def states() -> Tensor:
     return played("pong", 384).observations(torch.arange(384))
 
 
-def alive(head: str) -> PolicyNetwork:
+def alive(head: str) -> Network:
     torch.manual_seed(0)
-    network = PolicyNetwork(WIDTHS[head], head, 6).eval()
+    network = nature_cnn(WIDTHS[head], head, 6).eval()
     with torch.no_grad():
         for name in network.widths:
             network.get_submodule(name).bias += 0.3
@@ -56,9 +57,9 @@ def alive(head: str) -> PolicyNetwork:
 
 
 @torch.no_grad()
-def with_copies(network: PolicyNetwork) -> PolicyNetwork:
+def with_copies(network: Network) -> Network:
     """Give every channel an exact copy behind it, whose share of what follows differs from its original's."""
-    doubled = PolicyNetwork({name: 2 * width for name, width in network.widths.items()}, network.head_kind, 6).eval()
+    doubled = nature_cnn({name: 2 * width for name, width in network.widths.items()}, network.head_kind, 6).eval()
     for name, module in network.named_children():
         if not isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
             continue

@@ -14,7 +14,8 @@ from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.trajectories import Trajectories, trajectories
 from lrp_compress.environments.atari import AtariEnvs
 from lrp_compress.networks.fast import batched_outputs, dense_values
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.seeding import stage_seed
 
 pytestmark = pytest.mark.slow
@@ -29,13 +30,13 @@ def teacher(device: str) -> Agent:
 
 
 @pytest.fixture(scope="module")
-def student(device: str) -> PolicyNetwork:
+def student(device: str) -> Network:
     torch.manual_seed(0)
-    return PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4).to(device)
+    return nature_cnn({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4).to(device)
 
 
 def blocks(
-    student: PolicyNetwork, teacher: Agent, count: int, envs: int = 5, steps: int = 80, seed: int = 0
+    student: Network, teacher: Agent, count: int, envs: int = 5, steps: int = 80, seed: int = 0
 ) -> list[Trajectories]:
     play = trajectories(student, teacher, envs, steps, "noop", seed, torch.float32)
     with contextlib.closing(play) as made:
@@ -43,13 +44,11 @@ def blocks(
 
 
 @pytest.fixture(scope="module")
-def played(student: PolicyNetwork, teacher: Agent) -> list[Trajectories]:
+def played(student: Network, teacher: Agent) -> list[Trajectories]:
     return blocks(student, teacher, 4)
 
 
-def test_policies_are_those_of_both_networks(
-    played: list[Trajectories], student: PolicyNetwork, teacher: Agent, device: str
-):
+def test_policies_are_those_of_both_networks(played: list[Trajectories], student: Network, teacher: Agent, device: str):
     block, tolerance = played[1], TOLERANCE[device]
     states = block.observations.flatten(0, 1)
     own = batched_outputs(student, states).log_softmax(1).gather(1, block.actions.view(-1, 1))
@@ -95,7 +94,7 @@ def test_games_played_again_give_the_same_rewards_and_ends(played: list[Trajecto
     assert returns[0] in [value for block in played for value in block.returns]
 
 
-def test_actions_are_drawn_from_the_policy(played: list[Trajectories], student: PolicyNetwork):
+def test_actions_are_drawn_from_the_policy(played: list[Trajectories], student: Network):
     actions = torch.cat([block.actions.flatten() for block in played])
     states = torch.cat([block.observations.flatten(0, 1) for block in played])
     shares = actions.bincount(minlength=4) / len(actions)
@@ -103,7 +102,7 @@ def test_actions_are_drawn_from_the_policy(played: list[Trajectories], student: 
 
 
 @pytest.mark.parametrize("envs", [1, 4])
-def test_the_seed_decides(student: PolicyNetwork, teacher: Agent, envs: int):
+def test_the_seed_decides(student: Network, teacher: Agent, envs: int):
     one, same, other = (blocks(student, teacher, 1, envs, 30, seed)[0] for seed in (3, 3, 4))
     assert one.actions.equal(same.actions)
     assert one.observations.equal(same.observations)

@@ -14,7 +14,8 @@ from lrp_compress.compression.composites import GROUPS, RULES, find_composite
 from lrp_compress.compression.tuning import Effort, Exam, tune
 from lrp_compress.config.schema import CriterionConfig, PruneConfig
 from lrp_compress.environments.rollouts import Rollouts
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -28,16 +29,16 @@ CRITERION = CriterionConfig("lrp_tuned", "epsilon", "greedy", states=32, batch_s
 PRUNE = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True)
 
 
-def small_network(head: str) -> PolicyNetwork:
+def small_network(head: str) -> Network:
     torch.manual_seed(3)
-    network = PolicyNetwork(WIDTHS[head], head, 4)
+    network = nature_cnn(WIDTHS[head], head, 4)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return network.eval()
 
 
-def played(network: PolicyNetwork) -> Rollouts:
+def played(network: Network) -> Rollouts:
     """72 states of six games of noise, which changes slowly enough that states differ in more than noise."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (75, 1, 7, 7), generator=generator, dtype=torch.uint8)

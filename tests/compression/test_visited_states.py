@@ -15,7 +15,8 @@ from lrp_compress.compression.visited_states import Player
 from lrp_compress.environments.acting import ActionRule
 from lrp_compress.environments.groups import Emulators
 from lrp_compress.networks.fast import batched_outputs, dense_values
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +32,7 @@ def teacher() -> Agent:
 def played(
     teacher: Agent,
     steps: int,
-    actor: PolicyNetwork | None = None,
+    actor: Network | None = None,
     seed: int = 0,
     rule: ActionRule = SAMPLE,
     hinted: Mapping[str, Sequence[int]] = MappingProxyType({}),
@@ -60,7 +61,7 @@ def test_every_state_comes_with_the_teachers_outputs(teacher: Agent, envs: int):
 
 def test_the_actor_decides_where_play_goes_and_the_teacher_labels_it(teacher: Agent):
     torch.manual_seed(0)
-    other = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
+    other = nature_cnn({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
     own, copied, others = (played(teacher, 20, actor) for actor in (None, teacher.network, other))
     assert torch.equal(own[0], copied[0])
     assert not torch.equal(own[0], others[0])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.environments.atari import AtariEnvs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 
 SMALL = {"conv1": 8, "conv2": 16, "conv3": 16, "fc1": 64}
 
@@ -27,7 +27,7 @@ def observations(game: str, count: int) -> NDArray[np.uint8]:
     return np.concatenate(seen)
 
 
-def write_int8(path: Path, network: PolicyNetwork, game: str, per_channel: bool = True) -> Path:
+def write_int8(path: Path, network: Network, game: str, per_channel: bool = True) -> Path:
     """Quantise a network on random play."""
     info = AgentInfo(game, "minimal", False, {}, all_channels(network.widths))
     save_int8(path, Agent(network, info), observations(game, 64), per_channel)

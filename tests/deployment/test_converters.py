@@ -10,7 +10,7 @@ import torch
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.deployment.files.exports import EXPORTS, Deliverable, Int8Source, check_exports
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from tests.deployment.int8_files import SMALL, observations
 
@@ -28,7 +28,7 @@ def test_files_are_near_their_network(tmp_path: Path, name: str, head: str, widt
     if not has(name):
         pytest.skip(f"the extra [{name}] is not installed")
     torch.manual_seed(0)
-    network = PolicyNetwork(widths, head, 6).eval()
+    network = nature_cnn(widths, head, 6).eval()
     agent = Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(widths)))
     seen = observations("pong", 96)
     source = Int8Source(tmp_path / "unused.onnx", agent, seen[:64], True)

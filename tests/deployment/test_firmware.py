@@ -21,7 +21,7 @@ from lrp_compress.deployment.c.emulation import EmulatedBoard
 from lrp_compress.deployment.c.integer_layers import read_int8
 from lrp_compress.deployment.c.source import CSource, example_outputs, export_c
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.int8_files import SMALL, observations, write_int8
@@ -35,7 +35,7 @@ LOOP, FAULT = "for (;;) {}", "__builtin_trap();"
 @pytest.fixture(scope="module")
 def int8_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    return write_int8(tmp_path_factory.mktemp("int8") / "student.onnx", PolicyNetwork(SMALL, "q", 6), "pong")
+    return write_int8(tmp_path_factory.mktemp("int8") / "student.onnx", nature_cnn(SMALL, "q", 6), "pong")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_header_states_the_static_ram(source: CSource):
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_odd_widths_are_computed_alike(per_channel: bool, tmp_path: Path):
     torch.manual_seed(1)
-    network = PolicyNetwork({"conv1": 5, "conv2": 7, "conv3": 9, "fc1": 13, "fc2": 11}, "policy", 6)
+    network = nature_cnn({"conv1": 5, "conv2": 7, "conv3": 9, "fc1": 13, "fc2": 11}, "policy", 6)
     path = write_int8(tmp_path / "odd.onnx", network, "pong", per_channel)
     seen = observations("pong", 10)
     assert torch.equal(example_outputs(export_c(path, tmp_path), seen), OnnxPolicy(path).outputs(seen))

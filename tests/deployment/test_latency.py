@@ -27,7 +27,8 @@ from lrp_compress.deployment.measuring.latency import (
     torch_decision,
     turn_orders,
 )
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 
 CONFIG = LatencyConfig(rounds=3, decisions=4, warmup=2, threads=1, max_spread=0.2, max_rounds=9)
 OBSERVATION = torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
@@ -35,8 +36,8 @@ MS = 1_000_000  # nanoseconds
 CORES = os.sched_getaffinity(0)
 
 
-def small_network() -> PolicyNetwork:
-    return PolicyNetwork({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "q", 3)
+def small_network() -> Network:
+    return nature_cnn({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "q", 3)
 
 
 @pytest.fixture
@@ -58,7 +59,7 @@ def settings() -> Settings:
     return Settings(torch.get_num_threads(), gc.isenabled(), frozenset(os.sched_getaffinity(0)))
 
 
-def watched(name: str, log: list[tuple[str, bool, bool, Settings]]) -> PolicyNetwork:
+def watched(name: str, log: list[tuple[str, bool, bool, Settings]]) -> Network:
     """Build a network that writes down each decision: name, training mode, inference mode, settings."""
 
     def write(module: nn.Module, inputs: object, output: object) -> None:
@@ -69,7 +70,7 @@ def watched(name: str, log: list[tuple[str, bool, bool, Settings]]) -> PolicyNet
     return network
 
 
-def deciding(network: PolicyNetwork) -> Decision:
+def deciding(network: Network) -> Decision:
     return torch_decision(network, OBSERVATION)
 
 

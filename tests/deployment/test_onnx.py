@@ -22,7 +22,7 @@ from lrp_compress.deployment.measuring.deviation import deviation
 from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 
 WIDTHS = {
@@ -34,7 +34,7 @@ WIDTHS = {
 
 def agent(head: str) -> Agent:
     torch.manual_seed(0)
-    network = PolicyNetwork(WIDTHS[head], head, 6).eval()
+    network = nature_cnn(WIDTHS[head], head, 6).eval()
     return Agent(network, AgentInfo("pong", "minimal", False, {"step": 1}, all_channels(network.widths)))
 
 

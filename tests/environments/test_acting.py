@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrp_compress.environments.acting import ActionRule, act, action_rule, choose_actions
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 
 LOGITS = torch.tensor([1.0, 0.0, -2.0, 2.5])
 DRAWS = 40_000
@@ -89,7 +89,7 @@ def test_the_rule_can_be_reported():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 def test_acting_on_observations(dtype: torch.dtype, tolerance: float):
     torch.manual_seed(0)
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 5)
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 5)
     observations = np.random.default_rng(0).integers(256, size=(7, 4, 84, 84), dtype=np.uint8)
     actions, outputs = act(network, observations, ActionRule("greedy", 0), np.random.default_rng(0), dtype)
     expected = network(torch.from_numpy(observations)).detach()

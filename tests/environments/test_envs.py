@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Protocol, Step, envs_for
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.processes import process_start
 from tests.commands.forks import Forks
@@ -309,7 +309,7 @@ def test_a_step_has_as_many_frames_as_asked(frame_skip: int):
 
 
 def agent(actions: int, game: str = "breakout", action_set: str = "minimal", fire: bool = False) -> Agent:
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", actions)
     return Agent(network, AgentInfo(game, action_set, fire, {}, {}))
 
 

@@ -30,7 +30,7 @@ from lrp_compress.environments.evaluation import (
 )
 from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +51,7 @@ SAMPLE, GREEDY = ActionRule("sample", 0.0), ActionRule("greedy", 0.0)
 
 def agent(fire: bool = True) -> Agent:
     torch.manual_seed(0)
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "policy", 4).eval()
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "policy", 4).eval()
     return Agent(network, AgentInfo("breakout", "minimal", fire, {}, {}))
 
 

@@ -8,7 +8,7 @@ import pytest
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.environments.atari import AtariEnvs, Step
 from lrp_compress.environments.groups import Emulators, env_groups, reset_groups
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ ENVS = 3
 
 
 def agent(game: str = "breakout", actions: int = 4) -> Agent:
-    network = PolicyNetwork({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", actions)
+    network = nature_cnn({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", actions)
     return Agent(network, AgentInfo(game, "minimal", False, {}, {}))
 
 

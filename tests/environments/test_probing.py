@@ -13,7 +13,7 @@ from lrp_compress.environments import probing
 from lrp_compress.environments.acting import ActionRule
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.probing import probe
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def test_a_trained_agent_is_better_than_random():
 def test_an_untrained_agent_is_not():
     agent = load_agent(teachers_dir() / "breakout.safetensors")
     torch.manual_seed(0)
-    untrained = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
+    untrained = nature_cnn({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "policy", 4)
     result = probe(Agent(untrained, dataclasses.replace(agent.info, fire_on_life_loss=True)), Acting(SAMPLE, "noop", 1))
     assert not result.better
     assert "no better than random actions" in str(result)

@@ -15,7 +15,7 @@ from lrp_compress.environments.acting import ActionRule, act
 from lrp_compress.environments.atari import envs_for
 from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts, load_rollouts, save_rollouts, stacks
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ EMULATORS = Emulators()  # kept, which nobody can tell (tests/atari/test_groups.
 
 def agent() -> Agent:
     torch.manual_seed(0)
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "policy", 4).eval()
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "policy", 4).eval()
     return Agent(network, AgentInfo("breakout", "minimal", True, {}, {}))
 
 

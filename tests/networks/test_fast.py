@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lrp_compress.networks.fast import batched_outputs, check_device, dense_values, fast_outputs, faster_precision
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
 
 NETWORKS = {
@@ -18,9 +19,9 @@ NETWORKS = {
 }
 
 
-def built(kind: str) -> PolicyNetwork:
+def built(kind: str) -> Network:
     torch.manual_seed(0)
-    network = PolicyNetwork(*NETWORKS[kind], actions=5)
+    network = nature_cnn(*NETWORKS[kind], actions=5)
     with torch.no_grad():
         for name in network.widths:  # living channels, whatever chance says
             getattr(network, name).bias += 0.1
@@ -84,7 +85,7 @@ def test_pixels_are_exact_in_bfloat16():
     """One bright pixel changes the outputs even where it is one grey level: 255 levels stay distinct."""
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(levels.to(torch.bfloat16).to(torch.uint8), levels)
-    network = PolicyNetwork({"conv1": 1, "conv2": 1, "conv3": 1, "fc1": 1}, "q", 1)
+    network = nature_cnn({"conv1": 1, "conv2": 1, "conv3": 1, "fc1": 1}, "q", 1)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.fill_(0)

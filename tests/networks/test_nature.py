@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_WIDTHS, fold_dueling, nature_cnn
 
 CONVS = {"conv1": 4, "conv2": 6, "conv3": 5}
 
@@ -15,23 +16,23 @@ def frames(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def parameters(network: PolicyNetwork) -> int:
+def parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
 @pytest.mark.parametrize(("actions", "count"), [(6, 1_687_206), (4, 1_686_180), (18, 1_693_362)])
 def test_parameters_of_the_nature_network(actions: int, count: int):
-    assert parameters(PolicyNetwork(NATURE_WIDTHS, "q", actions)) == count
+    assert parameters(nature_cnn(NATURE_WIDTHS, "q", actions)) == count
 
 
 def test_parameters_of_a_dueling_network():
     widths = {"conv1": 32, "conv2": 64, "conv3": 64, "value_fc1": 512, "advantage_fc1": 512}
     convs = 32 * (4 * 64 + 1) + 64 * (32 * 16 + 1) + 64 * (64 * 9 + 1)
-    assert parameters(PolicyNetwork(widths, "dueling", 6)) == convs + 2 * 512 * 3137 + 513 + 513 * 6
+    assert parameters(nature_cnn(widths, "dueling", 6)) == convs + 2 * 512 * 3137 + 513 + 513 * 6
 
 
 def test_forward_is_the_sequence_of_its_layers():
-    network = PolicyNetwork({**CONVS, "fc1": 16, "fc2": 7}, "policy", 3)
+    network = nature_cnn({**CONVS, "fc1": 16, "fc2": 7}, "policy", 3)
     x = frames(2) / 255
     for name, stride in [("conv1", 4), ("conv2", 2), ("conv3", 1)]:
         layer = getattr(network, name)
@@ -46,7 +47,7 @@ def test_forward_is_the_sequence_of_its_layers():
 
 
 def test_dueling_outputs_have_the_value_as_their_mean():
-    network = PolicyNetwork({**CONVS, "value_fc1": 8, "advantage_fc1": 9}, "dueling", 5)
+    network = nature_cnn({**CONVS, "value_fc1": 8, "advantage_fc1": 9}, "dueling", 5)
     seen: dict[str, torch.Tensor] = {}
     for name in ("value_head", "advantage_head"):
         getattr(network, name).register_forward_hook(lambda _m, _i, output, name=name: seen.update({name: output}))
@@ -57,12 +58,12 @@ def test_dueling_outputs_have_the_value_as_their_mean():
 
 
 def test_bytes_and_floats_are_the_same_image():
-    network = PolicyNetwork({**CONVS, "fc1": 16}, "q", 4)
+    network = nature_cnn({**CONVS, "fc1": 16}, "q", 4)
     torch.testing.assert_close(network(frames(2)), network(frames(2).float() / 255), rtol=0, atol=0)
 
 
 def test_the_network_says_what_it_is():
-    network = PolicyNetwork({**CONVS, "value_fc1": 8, "advantage_fc1": 9}, "dueling", 5)
+    network = nature_cnn({**CONVS, "value_fc1": 8, "advantage_fc1": 9}, "dueling", 5)
     assert network.widths == {**CONVS, "value_fc1": 8, "advantage_fc1": 9}
     assert (network.head_kind, network.actions) == ("dueling", 5)
     assert network.dense_layers == ("value_fc1", "advantage_fc1")
@@ -88,7 +89,7 @@ def test_the_network_says_what_it_is():
 )
 def test_wrong_descriptions_are_refused(widths: dict[str, int], head: str, actions: int, message: str):
     with pytest.raises(ValueError, match=message):
-        PolicyNetwork(widths, head, actions)
+        nature_cnn(widths, head, actions)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_wrong_descriptions_are_refused(widths: dict[str, int], head: str, actio
 )
 def test_folded_dueling_network_computes_the_same(streams: dict[str, int]):
     torch.manual_seed(0)
-    network = PolicyNetwork({**CONVS, **streams}, "dueling", 6).eval()
+    network = nature_cnn({**CONVS, **streams}, "dueling", 6).eval()
     with torch.no_grad():  # outputs of the size of real Q-values
         network.value_head.bias += 3
         network.advantage_head.weight *= 5
@@ -115,8 +116,8 @@ def test_folded_dueling_network_computes_the_same(streams: dict[str, int]):
 
 
 def test_only_dueling_networks_with_even_streams_are_folded():
-    plain = PolicyNetwork({**CONVS, "fc1": 16}, "policy", 4)
+    plain = nature_cnn({**CONVS, "fc1": 16}, "policy", 4)
     assert fold_dueling(plain) is plain
-    uneven = PolicyNetwork({**CONVS, "value_fc1": 8, "value_fc2": 8, "advantage_fc1": 8}, "dueling", 4)
+    uneven = nature_cnn({**CONVS, "value_fc1": 8, "value_fc2": 8, "advantage_fc1": 8}, "dueling", 4)
     with pytest.raises(ValueError, match="same number of layers"):
         fold_dueling(uneven)

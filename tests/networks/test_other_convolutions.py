@@ -19,7 +19,8 @@ from lrp_compress.deployment.files.onnx_models import save_float, save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.profiling import profile_network
 from lrp_compress.networks.fast import fast_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import nature_cnn
 
 PIXELS = torch.randint(0, 256, (48, 4, 84, 84), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
 SHAPES = {
@@ -33,13 +34,13 @@ HOW = CriterionConfig("lrp", "epsilon_gamma_box", "greedy", 48, 16, 1)
 
 
 @pytest.fixture(params=sorted(SHAPES))
-def network(request: pytest.FixtureRequest) -> PolicyNetwork:
+def network(request: pytest.FixtureRequest) -> Network:
     torch.manual_seed(0)
     widths, convolutions = SHAPES[request.param]
-    return PolicyNetwork(widths, "policy", 6, convolutions).eval()
+    return nature_cnn(widths, "policy", 6, convolutions).eval()
 
 
-def agent(network: PolicyNetwork) -> Agent:
+def agent(network: Network) -> Agent:
     return Agent(network, AgentInfo("pong", "minimal", True, {}, all_channels(network.widths)))
 
 
@@ -48,7 +49,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_it_is_written_and_read(network: PolicyNetwork, tmp_path: Path):
+def test_it_is_written_and_read(network: Network, tmp_path: Path):
     save_agent(tmp_path / "agent.safetensors", agent(network))
     read = load_agent(tmp_path / "agent.safetensors").network
     assert read.convolutions == network.convolutions
@@ -56,7 +57,7 @@ def test_it_is_written_and_read(network: PolicyNetwork, tmp_path: Path):
     close(fast_outputs(network, PIXELS), network(PIXELS))
 
 
-def test_it_is_pruned_and_repaired(network: PolicyNetwork):
+def test_it_is_pruned_and_repaired(network: Network):
     scores = score_channels(network, PIXELS, network(PIXELS).detach(), HOW, seed=0)
     prune = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True, "none", 1.0)
     plan = plan_pruning(scores, network, network.widths, all_channels(network.widths), prune, 0.5)
@@ -78,7 +79,7 @@ def test_it_is_pruned_and_repaired(network: PolicyNetwork):
 
 
 @torch.no_grad()
-def test_its_files_compute_the_same(network: PolicyNetwork, tmp_path: Path):
+def test_its_files_compute_the_same(network: Network, tmp_path: Path):
     close(equalize(network, PIXELS)(PIXELS), network(PIXELS))
     save_float(tmp_path / "float.onnx", agent(network))
     close(OnnxPolicy(tmp_path / "float.onnx").outputs(PIXELS.numpy()), network(PIXELS))
@@ -101,4 +102,4 @@ def test_its_files_compute_the_same(network: PolicyNetwork, tmp_path: Path):
 )
 def test_impossible_ones(widths: dict[str, int], convolutions: dict[str, tuple[int, int]], why: str):
     with pytest.raises(ValueError, match=why):
-        PolicyNetwork(widths, "q", 6, convolutions)
+        nature_cnn(widths, "q", 6, convolutions)

@@ -13,7 +13,7 @@ from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.environments.atari import AtariEnvs
 from lrp_compress.environments.evaluation import Episode, Evaluation
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.pictures.figures import (
     learning_curve,
     pick_moments,
@@ -60,7 +60,7 @@ def moments() -> torch.Tensor:
 
 def test_relevance_maps(tmp_path, moments):
     torch.manual_seed(0)
-    network = PolicyNetwork({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 4)
+    network = nature_cnn({"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}, "q", 4)
     maps = heat_maps(network, moments, "gamma", "greedy")
     path = relevance_maps(tmp_path / "maps.png", moments[:, -1], maps, -maps, ["teacher FIRE\nstudent NOOP"] * 4)
     assert path == tmp_path / "maps.png"

@@ -15,7 +15,7 @@ from lrp_compress.compression.tuning import Effort
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config
 from lrp_compress.deployment.measuring.profiling import profile_network
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.stages.context import Run
 from lrp_compress.stages.judging import evaluate
 from lrp_compress.stages.learning import plan, prune, ratios, score
@@ -37,7 +37,7 @@ def test_the_undistilled_networks_play_fewer_games(tmp_path: Path, episodes: int
     overrides = [f"evaluate.{name}={value}" for name, value in settings.items()]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = check_config(compose("config", ["+game=breakout", f"cache_dir={tmp_path}", *overrides]), Config)
-    network = PolicyNetwork({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", 4)
+    network = nature_cnn({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", 4)
     agent = Agent(network, AgentInfo("breakout", "minimal", True, {}, {}))
     run = Run(config, agent, "digest", tmp_path / "stages", Tracker())
     games = {name: len(evaluate(run, agent, name).episodes) for name in ("teacher", "pruned", "repaired", "student")}

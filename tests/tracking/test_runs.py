@@ -30,7 +30,7 @@ from lrp_compress.agents.sources import local_file
 from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.deployment.files.onnx_models import save_float
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.processes import process_start
 from lrp_compress.tracking import runs as tracking
@@ -151,7 +151,7 @@ def test_a_model_is_loaded_by_its_address_as_the_file_decides(
 ) -> None:
     import mlflow
 
-    network = PolicyNetwork({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "q", 6).eval()
+    network = nature_cnn({"conv1": 4, "conv2": 4, "conv3": 4, "fc1": 8}, "q", 6).eval()
     agent = Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(network.widths)))
     file, example, own = (tmp_path / name for name in ("student.onnx", "example.npy", "student.safetensors"))
     save_agent(own, agent)

@@ -19,7 +19,8 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.config.checks import check_config, conf_dir, options, register_schemas
 from lrp_compress.config.schema import TrainConfig
-from lrp_compress.networks.nature import NATURE_WIDTHS, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.states import load_state
 from lrp_compress.tracking.tracker import Tracker
@@ -163,16 +164,16 @@ def test_an_agent_knows_what_it_started_from(trained: Trained, tmp_path: Path):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (PolicyNetwork(NATURE_WIDTHS, "policy", 4), "it has a policy head, but Stable-Baselines3 DQN learns a q head"),
+        (nature_cnn(NATURE_WIDTHS, "policy", 4), "it has a policy head, but Stable-Baselines3 DQN learns a q head"),
         (
-            PolicyNetwork(NATURE_WIDTHS | {"conv2": 48}, "q", 4),
+            nature_cnn(NATURE_WIDTHS | {"conv2": 48}, "q", 4),
             "it has 48 outputs in conv2, but Stable-Baselines3 DQN learns 64",
         ),
-        (PolicyNetwork(NATURE_WIDTHS, "q", 6), "it has 6 outputs in head, but Stable-Baselines3 DQN learns 4"),
-        (PolicyNetwork(NATURE_WIDTHS | {"fc2": 8}, "q", 4), "Stable-Baselines3 DQN learns a Nature CNN"),
+        (nature_cnn(NATURE_WIDTHS, "q", 6), "it has 6 outputs in head, but Stable-Baselines3 DQN learns 4"),
+        (nature_cnn(NATURE_WIDTHS | {"fc2": 8}, "q", 4), "Stable-Baselines3 DQN learns a Nature CNN"),
     ],
 )
-def test_an_agent_that_cannot_be_started_from(env: AtariVecEnv, network: PolicyNetwork, message: str):
+def test_an_agent_that_cannot_be_started_from(env: AtariVecEnv, network: Network, message: str):
     agent = Agent(network, AgentInfo("breakout", "minimal", False, {}, all_channels(network.widths)))
     learner = make_learner(config("dqn").train, env, "cpu", 0)
     with pytest.raises(UserError, match=message) as raised:

@@ -17,18 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lrp_compress.networks.nature import PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import fold_dueling
 from lrp_compress.support.files import atomic_path
 
 
-def save_litert(path: Path, network: PolicyNetwork, calibration: NDArray[np.uint8] | None) -> None:
+def save_litert(path: Path, network: Network, calibration: NDArray[np.uint8] | None) -> None:
     """Write a network for LiteRT (TensorFlow Lite), for one observation at a time.
 
     Parameters
     ----------
     path : Path
         For the ``.tflite`` file.
-    network : PolicyNetwork
+    network : Network
         A dueling head is folded into a plain one.
     calibration : ndarray of uint8, shape (N, 4, 84, 84), or None
         For int8: states that set the ranges. The input is then int8, pixels less 128, the outputs int8 too. Without,
@@ -86,14 +87,14 @@ def litert_outputs(path: Path, observations: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(decoded.astype(np.float32))
 
 
-def save_executorch(path: Path, network: PolicyNetwork, calibration: NDArray[np.uint8] | None) -> None:
+def save_executorch(path: Path, network: Network, calibration: NDArray[np.uint8] | None) -> None:
     """Write a network for ExecuTorch with XNNPACK's kernels, for one observation at a time.
 
     Parameters
     ----------
     path : Path
         For the ``.pte`` file; its input is uint8, its outputs are float32.
-    network : PolicyNetwork
+    network : Network
         A dueling head is folded into a plain one.
     calibration : ndarray of uint8, shape (N, 4, 84, 84), or None
         For int8: states that set the ranges.

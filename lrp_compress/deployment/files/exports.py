@@ -20,7 +20,7 @@ from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import Deviation, deviation
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.nature import PolicyNetwork
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import atomic_path
 from lrp_compress.support.registry import Registry
@@ -161,7 +161,7 @@ def export_c_code(what: Deliverable, folder: Path) -> dict[str, Deviation]:
 def converter(
     name: str,
     suffix: str,
-    save: Callable[[Path, PolicyNetwork, NDArray[np.uint8] | None], None],
+    save: Callable[[Path, Network, NDArray[np.uint8] | None], None],
     outputs: Callable[[Path, NDArray[np.uint8]], Tensor],
 ) -> Callable[[Deliverable, Path], dict[str, Deviation]]:
     """Make the function that writes a format by its own converter, in float32 and, where int8 is wanted, in int8.

@@ -25,7 +25,9 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.deployment.files.onnx_sessions import INPUT, OUTPUT
-from lrp_compress.networks.nature import STACK, PolicyNetwork, fold_dueling
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.nature import fold_dueling
+from lrp_compress.networks.spaces import STACK
 from lrp_compress.support.files import atomic_path
 
 OPSET, IR_VERSION = 20, 9  # of the same release of ONNX, 1.15
@@ -109,7 +111,7 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # untyped
         return next(self._frames, None)
 
 
-def _float_model(network: PolicyNetwork, of_pixels: bool) -> onnx.ModelProto:
+def _float_model(network: Network, of_pixels: bool) -> onnx.ModelProto:
     """Write a network down as a graph: from uint8 pixels, or from floats in [0, 1] as quantisation wants them.
 
     With pixels the division by 255 is part of conv1's weights, where it costs nothing when it runs.

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from lrp_compress.config.schema import LatencyConfig
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
-from lrp_compress.networks.nature import STACK, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.spaces import STACK
 
 # Makes one decision on an observation that is in place: the index of the largest output.
 Decision = Callable[[], int]
@@ -110,12 +111,12 @@ class Speedup:
         return (self.high - self.low) / self.ratio
 
 
-def torch_decision(network: PolicyNetwork, observation: Tensor) -> Decision:
+def torch_decision(network: Network, observation: Tensor) -> Decision:
     """Let a copy of a network decide in eager PyTorch on the CPU.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         Left untouched.
     observation : Tensor of uint8, shape (1, 4, 84, 84)
 

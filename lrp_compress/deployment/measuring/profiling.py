@@ -10,7 +10,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lrp_compress.networks.nature import STACK, PolicyNetwork
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.spaces import STACK
 
 FLOAT32_BYTES = 4
 
@@ -68,12 +69,12 @@ class Profile:
     layers: tuple[LayerProfile, ...]
 
 
-def profile_network(network: PolicyNetwork) -> Profile:
+def profile_network(network: Network) -> Profile:
     """Count what a network costs.
 
     Parameters
     ----------
-    network : PolicyNetwork
+    network : Network
         Left untouched; only its shapes matter.
 
     Returns
@@ -118,6 +119,6 @@ def _record_bytes(touched: dict[str, int], name: str) -> Callable[[nn.Module, tu
     return record
 
 
-def _file_bytes(network: PolicyNetwork) -> int:
+def _file_bytes(network: Network) -> int:
     state = network.state_dict()
     return len(save({name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in state.items()}))

@@ -1,0 +1,74 @@
+"""What goes into a network and what its outputs mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+KINDS = ("q", "policy")
+DTYPES = ("uint8", "float32")
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a network is given.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Of one observation: channels, height and width of a picture, or the length of a vector.
+    dtype : {"uint8", "float32"}
+        Its numbers.
+    unit : float
+        What observations are divided by before the first layer.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.shape) not in (1, 3) or not all(type(side) is int and side >= 1 for side in self.shape):
+            raise ValueError(f"observations have the shape {self.shape}, which is no picture's and no vector's")
+        if self.dtype not in DTYPES or not self.unit > 0:
+            raise ValueError(f"observations are {self.dtype} in units of {self.unit}; known are {' and '.join(DTYPES)}")
+
+    def random(self, count: int, seed: int) -> Tensor:
+        """Draw observations: whole numbers up to 255, or normal ones.
+
+        Returns
+        -------
+        Tensor of `dtype`, shape (count, *shape)
+        """
+        generator = torch.Generator().manual_seed(seed)
+        if self.dtype == "uint8":
+            return torch.randint(0, 256, (count, *self.shape), generator=generator).to(torch.uint8)
+        return torch.randn((count, *self.shape), generator=generator) * self.unit
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a network's outputs mean.
+
+    Attributes
+    ----------
+    kind : {"q", "policy"}
+        Q-values, or the logits of a policy.
+    size : int
+        Number of actions.
+    """
+
+    kind: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"head {self.kind!r} is not one of {', '.join(KINDS)}")
+        if type(self.size) is not int or self.size < 1:
+            raise ValueError(f"actions must be at least 1, got {self.size}")
+
+
+STACK, SIDE = 4, 84  # frames of an observation, and pixels along a side
+ATARI = Observations((STACK, SIDE, SIDE), "uint8", 255.0)
