@@ -1,5 +1,10 @@
 """Layer-wise relevance propagation (LRP) through a `Network`; the rules themselves come from zennit.
 
+Each convolution and dense layer has the rule that a composite gives it; activations pass relevance on, max-pooling
+gives it to the largest value, and sums and mean-pooling share it out in proportion to what each value contributes
+(zennit's ``Norm``): the gradient of a sum would give every summand all of it, which grows from block to block.
+
+
 LRP: Bach et al. 2015, "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by Layer-Wise Relevance
 Propagation". Rules and where each suits: Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview".
 
@@ -19,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_compress.compression.composites import SEEDS, Composite, Rule, Seed, find_composite, pixel_box
-from lrp_compress.networks.graph import Network
-from lrp_compress.networks.nature import fold_dueling
+from lrp_compress.compression.composites import EPSILON, SEEDS, Composite, Rule, Seed, find_composite, pixel_box
+from lrp_compress.networks.graph import HEAD, Network
+from lrp_compress.networks.ops import ACTIVATIONS, WEIGHTED, Add
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,10 @@ class Relevance:
     Attributes
     ----------
     layers : dict of str to Tensor
-        Per hidden layer, in the order of ``network.widths``, the relevance at its output: float64, shape
-        (N, channels, h, w) or (N, units). Before and after the ReLU it is the same.
+        By convolution and dense layer, the head excepted, the relevance of what it writes: float64, shape
+        (N, channels, h, w) or (N, units). Before and after the activation it is the same.
     inputs : Tensor
-        Relevance of the pixels, float64, shape (N, 4, 84, 84), oldest frame first.
+        Relevance of the observations, float64, shape (N, *network.observations.shape).
     output : Tensor
         The relevance put in at the output, summed over the actions: float64, shape (N,).
     """
@@ -53,17 +58,16 @@ def relevance(
     instead, the epsilon rules divide by outputs near zero, those states drown the others, and the ranking falls to
     random.
 
-    What is explained is a private copy that computes the same policy in a form that suits the rules: a dueling head
-    folded into one linear layer (`fold_dueling`), because no rule sees its arithmetic, and a policy head's logits less
-    their mean over the actions, because softmax ignores what all logits share and relevance should too. The network
-    itself, its gradients and its hooks stay as they are. Works under ``torch.no_grad`` and with frozen parameters.
+    What is explained is a private copy with a policy head's logits less their mean over the actions, because softmax
+    ignores what all logits share and relevance should too. The network itself, its gradients and its hooks stay as they
+    are. Works under ``torch.no_grad`` and with frozen parameters.
 
     Parameters
     ----------
     network : Network
-        The network to explain, with any head.
+        The network to explain.
     observations : Tensor
-        Shape (N, 4, 84, 84), N at least 1, uint8 in [0, 255] or floating in [0, 1].
+        N at least 1, as the network takes them.
     composite : str
         Which rule each layer has; see `find_composite`.
     seed : str
@@ -75,7 +79,7 @@ def relevance(
     Returns
     -------
     Relevance
-        On the network's device. Layers of a dueling network have their own names (``value_fc1``, ...).
+        On the network's device.
 
     Raises
     ------
@@ -141,17 +145,23 @@ def heat_maps(
     UserError
         If `composite` or `seed` is unknown.
     """
-    hidden = find_composite(composite)
+    hidden, first = find_composite(composite), network.layers[0].name
 
     def boxed(rules: ModuleType, layer: str) -> Rule:
-        return pixel_box(rules) if layer == "conv1" else hidden(rules, layer)
+        return pixel_box(rules) if layer == first else hidden(rules, layer)
 
     return next(_batches(network, observations, SEEDS[seed], len(observations), outputs, boxed)).inputs.sum(1)
 
 
+def to_differentiate(network: Network, observations: Tensor) -> Tensor:
+    """Give observations as a leaf of the autograd graph, in double precision and as `Network.forward` takes floats."""
+    unit = network.observations.unit if observations.dtype == torch.uint8 else 1.0
+    return (observations.detach().double() / unit).requires_grad_()
+
+
 @contextlib.contextmanager
 def traced(network: Network) -> Iterator[dict[str, Tensor]]:
-    """Record the hidden layers' activations of the forward passes made inside the block.
+    """Record what the hidden layers write in the forward passes made inside the block.
 
     Parameters
     ----------
@@ -161,7 +171,8 @@ def traced(network: Network) -> Iterator[dict[str, Tensor]]:
     Yields
     ------
     dict of str to Tensor
-        Filled by each forward pass: per hidden layer the output of its ReLU, still part of the autograd graph.
+        Filled by each forward pass: by layer its values after the activation (`Channels.shown`), still part of the
+        autograd graph.
     """
     activations: dict[str, Tensor] = {}
 
@@ -171,7 +182,8 @@ def traced(network: Network) -> Iterator[dict[str, Tensor]]:
 
         return store
 
-    handles = [getattr(network, f"{name}_relu").register_forward_hook(record(name)) for name in network.widths]
+    pairs = [pair for group in network.channels.values() for pair in zip(group.writers, group.shown, strict=True)]
+    handles = [network.get_submodule(shown).register_forward_hook(record(writer)) for writer, shown in pairs]
     try:
         yield activations
     finally:
@@ -191,21 +203,39 @@ def _batches(
     for start in range(0, len(observations), batch_size):
         batch = slice(start, start + batch_size)
         chosen = None if outputs is None else outputs[batch].to(network.device)
-        result = _propagate(explained, observations[batch].to(network.device), weigh, chosen, composite)
-        yield Relevance(_original_names(network, result.layers), result.inputs, result.output)
+        yield _propagate(explained, observations[batch].to(network.device), weigh, chosen, composite)
 
 
 @torch.no_grad()
 def _explained(network: Network) -> Network:
     """Copy the network into the form that is explained; see `relevance`."""
-    folded = fold_dueling(network)
-    copied = copy.deepcopy(network) if folded is network else folded
+    copied = copy.deepcopy(network)
     if network.head_kind == "policy":
-        head: Any = copied.head
+        head: Any = copied.get_submodule(HEAD)
         head.weight -= head.weight.mean(0)
         head.bias -= head.bias.mean()
+    for layer in network.layers:
+        if layer.op == "add":
+            setattr(copied, layer.name, _StackedAdd())
     # The rules divide by sums near zero; in single precision that shows the batch size and the device in the scores.
     return copied.double().eval().requires_grad_(False)
+
+
+class _Sum(nn.Module):
+    def forward(self, stacked: Tensor) -> Tensor:
+        return stacked.sum(-1)
+
+
+class _StackedAdd(Add):
+    """Adds in a module with one input, as zennit's hooks want them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = _Sum()
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        summed: Tensor = self.sum(torch.stack([first, *others], -1))
+        return summed
 
 
 def _propagate(
@@ -218,8 +248,7 @@ def _propagate(
     rules = contextlib.nullcontext() if composite is None else _rules_applied(network, composite)
     # Relevance travels as gradients that the rules rewrite, so they must be on whatever the caller's mode.
     with torch.enable_grad(), rules, traced(network) as hidden:
-        scale = 255 if observations.dtype == torch.uint8 else 1
-        pixels = (observations.detach().double() / scale).requires_grad_()
+        pixels = to_differentiate(network, observations)
         outputs = network(pixels)
         own = outputs.detach()
         weights = weigh(own if chosen is None else chosen, own)
@@ -230,27 +259,20 @@ def _propagate(
     return Relevance(dict(zip(hidden, found[:-1], strict=True)), found[-1], (weights * own).sum(1))
 
 
-def _original_names(network: Network, layers: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `fold_dueling`'s stacking: its ``fcK`` holds the units of ``value_fcK``, then those of ``advantage_fcK``."""
-    if network.head_kind != "dueling":
-        return layers
-    named = {name: tensor for name, tensor in layers.items() if not name.startswith("fc")}
-    for stream in ("value_", "advantage_"):
-        for name in (name for name in layers if name.startswith("fc")):
-            split = network.widths[f"value_{name}"]
-            named[f"{stream}{name}"] = layers[name][:, :split] if stream == "value_" else layers[name][:, split:]
-    return named
-
-
 @contextlib.contextmanager
 def _rules_applied(network: Network, composite: Composite) -> Iterator[None]:
     _mend_torchvision()
     from zennit import core, rules
 
+    ops = {layer.name: layer.op for layer in network.layers}
+
     def hook(context: dict[str, Any], name: str, module: nn.Module) -> Rule | None:
-        if isinstance(module, nn.ReLU):
+        op = ops.get(name)
+        if op in ACTIVATIONS:
             return rules.Pass()
-        return composite(rules, name) if isinstance(module, nn.Conv2d | nn.Linear) else None
+        if op == "mean_pool" or isinstance(module, _Sum):
+            return rules.Norm(EPSILON)
+        return composite(rules, name) if op in WEIGHTED else None  # max-pooling's gradient is its rule
 
     with core.Composite(module_map=hook).context(network):
         yield

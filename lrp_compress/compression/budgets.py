@@ -48,16 +48,14 @@ class Costs:
     """
 
     def __init__(self, network: Network, budget: str) -> None:
-        self._terms: list[tuple[str, str, int, int]] = []  # layer, what it reads, cost of a pair of channels, bias
-        last: dict[str, str] = {}  # by stream of a dueling head, and of what both read
+        self._terms: list[tuple[str, str, int, int]] = []  # channels, those read, cost of a pair of them, bias
         for layer in profile_network(network).layers:
-            stream = layer.name.rpartition("_")[0]
-            source = last.get(stream, last.get("", ""))
+            source = network.value(network.layer(layer.name).inputs[0]).channels or ""
+            own = network.value(layer.name).channels or ""
             bias = layer.outputs if budget == "params" else 0
             cost = layer.params if budget == "params" else layer.macs
-            pairs = network.widths.get(source, 1) * network.widths.get(layer.name, 1)
-            self._terms.append((layer.name, source, (cost - bias) // pairs, bias // network.widths.get(layer.name, 1)))
-            last[stream] = layer.name
+            pairs = network.widths.get(source, 1) * network.widths.get(own, 1)
+            self._terms.append((own, source, (cost - bias) // pairs, bias // network.widths.get(own, 1)))
 
     def __call__(self, widths: Mapping[str, int]) -> int:
         """Add the layers up."""

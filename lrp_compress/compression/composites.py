@@ -1,9 +1,9 @@
 """Composites, which say what rule relevance follows through each layer, and seeds, which say where it starts.
 
 Rules and where each suits: Montavon et al. 2019, "Layer-Wise Relevance Propagation: An Overview". A composite is given
-zennit's ``rules`` module and a layer's name (a folded network's: ``conv1 ... fc1 ... head``) and returns the rule of
-that layer. It has a name, or is spelled out, such as ``head epsilon, dense gamma 0.3``: by group of layers (`GROUPS`)
-the name of a rule (`RULES`) and its parameter, if it has one; groups left out have the epsilon rule. Biases keep their
+zennit's ``rules`` module and a layer's name (``conv1 ... fc1 ... head``) and returns the rule of that layer. It has a
+name, or is spelled out, such as ``head epsilon, dense gamma 0.3``: by group of layers (`GROUPS`, or one convolution)
+the name of a rule (`RULES`) and its parameter, if it has one; what is left out has the epsilon rule. Biases keep their
 share of the relevance. A seed is given the outputs that choose and the outputs that are explained, both of shape
 (N, actions), and returns the weight of each explained output.
 """
@@ -34,8 +34,8 @@ SEEDS: Registry[Seed] = Registry("criterion.relevance_seed")
 
 
 # Groups of layers with a rule of their own. That of conv1 only decides which pixels the relevance goes to.
-GROUPS = ("head", "dense", "conv3", "conv2", "conv1")
-FURTHER = re.compile(r"conv[1-9]\d?")  # of networks with more convolutions
+GROUPS = ("head", "dense", "conv", "conv3", "conv2", "conv1")
+CONVOLUTION = re.compile(r"conv[1-9]\d{0,2}")  # one alone
 
 RULES: Mapping[str, Callable[[ModuleType, float], Rule]] = {
     "epsilon": lambda rules, _: rules.Epsilon(EPSILON),
@@ -62,12 +62,13 @@ def _read(spelled: str) -> Composite:
     for part in spelled.split(","):
         group, rule, parameter = ([*part.split(), "", "", ""])[:3]
         for kind, given, known in (("group", group, GROUPS), ("rule", rule, RULES)):
-            if given not in known and not (kind == "group" and FURTHER.fullmatch(given)):
+            if given not in known and not (kind == "group" and CONVOLUTION.fullmatch(given)):
                 raise unknown_name(f"criterion.composite={spelled}: the {kind}", given, known)
         rules_of[group] = rule, _parameter(spelled, rule, parameter)
 
     def composite(rules: ModuleType, layer: str) -> Rule:
-        rule, parameter = rules_of.get("dense" if layer.startswith("fc") else layer, ("epsilon", 0.0))
+        group = "dense" if layer.startswith("fc") else "conv" if layer.startswith("conv") else layer
+        rule, parameter = rules_of.get(layer) or rules_of.get(group, ("epsilon", 0.0))
         return RULES[rule](rules, parameter)
 
     return composite

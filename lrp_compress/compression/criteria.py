@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrp_compress.compression.attribution import gradient_batches, relevance_batches, traced
+from lrp_compress.compression.attribution import gradient_batches, relevance_batches, to_differentiate, traced
 from lrp_compress.compression.losses import default_temperature
 from lrp_compress.config.schema import CriterionConfig
 from lrp_compress.networks.graph import Network
@@ -27,7 +27,7 @@ class ChannelScores:
     Attributes
     ----------
     scores : dict of str to Tensor
-        Per hidden layer, in the order of ``network.widths``, float32 of shape (channels,) on the CPU; adds up to 1.
+        By ``network.channels``, in their order, float32 of shape (channels,) on the CPU; adds up to 1.
     criterion : str
         The criterion's name.
     states : int
@@ -69,7 +69,16 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A criterion: `score` gives per hidden layer a tensor of shape (channels,); `uses_states` says if it needs any."""
+    """A criterion.
+
+    Attributes
+    ----------
+    score : callable
+        Gives for each of ``network.channels`` a tensor of shape (width,), or for each layer that writes them, whose
+        mean counts.
+    uses_states : bool
+        Whether it needs any states.
+    """
 
     score: Callable[[Evidence], dict[str, Tensor]]
     uses_states: bool
@@ -136,7 +145,7 @@ def score_channels(
     count = min(config.states, len(observations)) if criterion.uses_states else 0
     chosen = (torch.arange(count) * len(observations)).div(max(count, 1), rounding_mode="floor")
     evidence = Evidence(network, observations[chosen], outputs[chosen], config, seed)
-    raw = criterion.score(evidence)
+    raw = _by_channels(network, criterion.score(evidence))
     for name, width in network.widths.items():
         if name not in raw or raw[name].shape != (width,):
             given = tuple(raw[name].shape) if name in raw else "none"
@@ -144,6 +153,15 @@ def score_channels(
     scores = {name: _shares(raw[name], name, config.name) for name in network.widths}
     composite = config.composite if criterion.score is lrp else ""
     return ChannelScores(scores, config.name, count, composite)
+
+
+def _by_channels(network: Network, raw: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Average the scores of all layers that write the same channels, where each is scored."""
+    scores = dict(raw)
+    for name, group in network.channels.items():
+        if len(group.writers) > 1 and raw.keys() >= set(group.writers):
+            scores[name] = torch.stack([raw[writer].double() for writer in group.writers]).mean(0)
+    return scores
 
 
 def _shares(raw: Tensor, layer: str, criterion: str) -> Tensor:
@@ -210,9 +228,9 @@ def fisher(evidence: Evidence) -> dict[str, Tensor]:
 
 @register_criterion("activation")
 def activation(evidence: Evidence) -> dict[str, Tensor]:
-    """Mean activation after the ReLU, over states and positions."""
+    """Mean size of the activation, over states and positions."""
     return _mean_over_states(
-        {name: _positions(a).mean(2) for name, a in hidden.items()} for hidden in _hidden(evidence)
+        {name: _positions(a.abs()).mean(2) for name, a in hidden.items()} for hidden in _hidden(evidence)
     )
 
 
@@ -265,7 +283,7 @@ def _variances(evidence: Evidence) -> Iterator[dict[str, Tensor]]:
         *(torch.split(part, size) for part in (evidence.observations, policies)), strict=True
     ):
         with torch.enable_grad(), traced(network) as hidden:
-            pixels = (observations.to(network.device).double() / 255).requires_grad_()
+            pixels = to_differentiate(network, observations.to(network.device))
             totals = network(pixels).sum(0) / temperature
             by_action = [torch.autograd.grad(total, [*hidden.values()], retain_graph=True) for total in totals]
         yield {
@@ -303,6 +321,6 @@ def _mean_over_states(passes: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _weight_norms(network: Network, order: int) -> dict[str, Tensor]:
-    return {
-        name: getattr(network, name).weight.detach().double().flatten(1).norm(p=order, dim=1) for name in network.widths
-    }
+    writers = [writer for group in network.channels.values() for writer in group.writers]
+    weights = {name: network.get_parameter(f"{name}.weight").detach().double() for name in writers}
+    return {name: weight.flatten(1).norm(p=order, dim=1) for name, weight in weights.items()}

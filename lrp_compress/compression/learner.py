@@ -20,11 +20,11 @@ from lrp_compress.config.schema import DistillConfig
 from lrp_compress.environments.replay import FrameReplay
 from lrp_compress.environments.rollouts import LabelledStates
 from lrp_compress.networks.fast import batched_outputs, dense_values, fast_outputs
-from lrp_compress.networks.graph import Network, twin
+from lrp_compress.networks.graph import HEAD, Network, twin
 from lrp_compress.support.states import load_state, save_state
 
 # A Q-network's softmax is sharp: small steps of its hidden layers move its outputs by many temperatures.
-LEARNING_RATES = {"policy": 2e-3, "q": 3e-4, "dueling": 3e-4}
+LEARNING_RATES = {"policy": 2e-3, "q": 3e-4}
 # Gradient steps in which the learning rate rises, in short runs a share of all: Adam's first ones undo a repair.
 WARM_UP = 100
 WARM_UP_SHARE = 0.05
@@ -272,6 +272,5 @@ def _workers(network: Network) -> int:
 
 @torch.no_grad()
 def _scale_outputs(network: Network, factor: float) -> None:
-    for head in network.heads:
-        for parameter in head.parameters():
-            parameter.mul_(factor)
+    for parameter in network.get_submodule(HEAD).parameters():
+        parameter.mul_(factor)

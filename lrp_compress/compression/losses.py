@@ -67,7 +67,7 @@ def default_temperature(head: str, outputs: Tensor) -> float:
 
     Parameters
     ----------
-    head : {"q", "policy", "dueling"}
+    head : {"q", "policy"}
         The teacher's head.
     outputs : Tensor of float32, shape (N, actions)
         The teacher's outputs on states of play.

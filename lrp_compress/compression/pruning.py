@@ -1,8 +1,6 @@
 """Pruning: which channels go (the plan), and the smaller network without them.
 
-Torch-Pruning (Fang et al. 2023, "DepGraph: Towards Any Structural Pruning") finds what depends on a channel; which
-channels go is decided here, because its own pruner leaves layers whole or removes too much when scores tie, rounds kept
-widths down, and shrinks the outputs unless told otherwise.
+What depends on a channel is known from the network's list of layers (`lrp_compress.networks.channels`).
 """
 
 from __future__ import annotations
@@ -13,15 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch_pruning as tp
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.config.schema import PruneConfig
 from lrp_compress.networks.graph import Network
-from lrp_compress.networks.spaces import STACK
 from lrp_compress.support.errors import UserError
 
+KINDS = ("weight", "bias")
 # Multiples that widths are rounded up to, by profile and layer; a layer that is not named takes the last.
 ROUNDING: dict[str, dict[str, int]] = {
     "none": {"": 1},
@@ -181,18 +178,31 @@ def apply_pruning(network: Network, plan: PruningPlan) -> Network:
     ------
     ValueError
         If the plan does not list the hidden layers of this network, names a channel that it lacks, or empties a layer.
-    RuntimeError
-        If a layer would come out at another width than planned, an output layer among them.
     """
     for name in network.widths.keys() | plan.keep.keys():
         channels = set(range(network.widths.get(name, 0)))
         if not plan.keep.get(name) or not channels.issuperset(plan.keep[name]):
             raise ValueError(f"the plan does not fit the network: layer {name} has {len(channels)} channels")
-    # Torch-Pruning traces with autograd and drops frozen parameters, so it works on a trainable copy.
-    with torch.inference_mode(False), torch.enable_grad():
-        copy = _rebuild(network, network.widths, network.state_dict())
-        _remove_channels(copy, plan.keep)
-        return _rebuild(network, {name: len(plan.keep[name]) for name in network.widths}, copy.state_dict())
+    with torch.device("meta"):  # no initial weights are drawn, so the random state stays as it is
+        pruned = network.resized({name: len(plan.keep[name]) for name in network.widths})
+    with torch.inference_mode(False), torch.no_grad():  # the new weights can learn, whatever the caller's mode
+        remaining = {name: _remaining(network, name, plan.keep) for name in network.weighted}
+    state = {f"{n}.{kind}": part for n, parts in remaining.items() for kind, part in zip(KINDS, parts, strict=True)}
+    pruned.load_state_dict(state, assign=True)
+    return pruned.requires_grad_().train(network.training)
+
+
+def _remaining(network: Network, name: str, keep: Mapping[str, list[int]]) -> tuple[Tensor, Tensor]:
+    """Give the weight and the bias that stay of a layer, as copies."""
+    weight, bias = (network.get_parameter(f"{name}.{kind}").clone() for kind in KINDS)
+    own, read = network.value(name).channels, network.value(network.layer(name).inputs[0])
+    if own is not None:
+        weight, bias = weight[keep[own]], bias[keep[own]]
+    if read.channels is not None:
+        # a flattened map holds the positions of each channel side by side
+        kept = torch.tensor(keep[read.channels])[:, None] * read.positions + torch.arange(read.positions)
+        weight = weight[:, kept.flatten()]
+    return weight.contiguous(), bias
 
 
 def _check_fit(
@@ -233,21 +243,3 @@ def _global_widths(
     for winner in _best_first(torch.cat(list(competing.values())))[: max(places, 0)]:
         widths[layer_of[winner]] += 1
     return widths
-
-
-def _rebuild(network: Network, widths: Mapping[str, int], state: Mapping[str, Tensor]) -> Network:
-    with torch.device("meta"):  # no initial weights are drawn, so the random state stays as it is
-        rebuilt = network.resized(widths)
-    rebuilt.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
-    return rebuilt.train(network.training)
-
-
-def _remove_channels(network: Network, keep: Mapping[str, list[int]]) -> None:
-    example = torch.zeros(1, STACK, 84, 84, device=network.device)
-    graph = tp.DependencyGraph().build_dependency(network, example_inputs=example)
-    for name, width in network.widths.items():
-        layer = getattr(network, name)
-        remove = sorted(set(range(width)).difference(keep[name]))
-        if remove:
-            prune = tp.prune_conv_out_channels if isinstance(layer, nn.Conv2d) else tp.prune_linear_out_channels
-            graph.get_pruning_group(layer, prune, remove).prune()

@@ -7,16 +7,14 @@ the original agent, as in every other distillation.
 
 from __future__ import annotations
 
-import copy
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lrp_compress.agents.checkpoints import Agent
@@ -25,12 +23,12 @@ from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import Deviation, deviation
 from lrp_compress.networks.fast import batched_outputs
-from lrp_compress.networks.graph import Network
-from lrp_compress.networks.nature import fold_dueling
+from lrp_compress.networks.graph import HEAD, Layer, Network
+from lrp_compress.networks.ops import ACTIVATIONS
+from lrp_compress.networks.rounding import RoundedWeight
 from lrp_compress.support.files import atomic_path
 
 WAYS = ("per_channel", "per_tensor", "equalized")
-RANGE_MEMORY = 0.99  # share of a range that stays after a batch (Jacob et al. 2018, section 3.1)
 
 
 @dataclass(frozen=True)
@@ -115,65 +113,40 @@ def quantization_aware(network: Network) -> Network:
     Returns
     -------
     Network
-        Without a dueling head. Weights are rounded per channel; activations to the ranges seen in training mode; the
-        outputs are not rounded.
+        Weights are rounded per channel; values, to the ranges seen in training mode, wherever the int8 file rounds
+        them; the outputs are not rounded.
     """
-    aware = copy.deepcopy(fold_dueling(network))
-    for name in aware.widths:
-        setattr(aware, f"{name}_relu", _QuantizedReLU())
-    for name in (*aware.widths, "head"):
-        parametrize.register_parametrization(getattr(aware, name), "weight", _QuantizedWeight())
-    return aware
+    layers: list[Layer] = []
+    now: dict[str, str] = {}  # by layer the one that gives its value, rounded
+    for layer in network.layers:
+        layers.append(replace(layer, inputs=tuple(now.get(name, name) for name in layer.inputs)))
+        if _rounds(network, layer):
+            now[layer.name] = f"{layer.name}_rounded"
+            layers.append(Layer(now[layer.name], "round", (layer.name,)))
+    aware = Network(layers, network.observations, network.decision)
+    aware.load_state_dict(network.state_dict(), strict=False)  # ranges are still to be seen
+    for name in aware.weighted:
+        parametrize.register_parametrization(aware.get_submodule(name), "weight", RoundedWeight())
+    return aware.to(network.device)
 
 
 def full_precision(aware: Network) -> Network:
     """Give the float32 network behind one of `quantization_aware`."""
-    network = aware.resized(aware.widths)
+    rounded = {layer.name: layer.inputs[0] for layer in aware.layers if layer.op == "round"}
+    layers = [
+        replace(layer, inputs=tuple(rounded.get(name, name) for name in layer.inputs))
+        for layer in aware.layers
+        if layer.name not in rounded
+    ]
+    plain = Network(layers, aware.observations, aware.decision)
     state = {name.replace("parametrizations.weight.original", "weight"): v for name, v in aware.state_dict().items()}
-    network.load_state_dict({name: state[name] for name in network.state_dict()})
-    return network.eval()
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    return plain.eval()
 
 
-class _QuantizedWeight(nn.Module):
-    """Rounds a weight to int8, symmetric about 0, with a scale per output channel."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        largest = weight.detach().abs().flatten(1).amax(1)
-        scale = (largest / 127).clamp_min(1e-12)
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight.contiguous(), scale, zero, 0, -127, 127)
-
-
-class _QuantizedRange(nn.Module):
-    """Rounds activations to uint8 between a low and a high value that follow what is seen in training mode."""
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("low", torch.zeros(()))
-        self.register_buffer("high", torch.zeros(()))
-
-    def forward(self, values: Tensor) -> Tensor:
-        values = values.float()
-        if self.training:
-            self._follow("low", values.detach().amin().clamp_max(0))
-            self._follow("high", values.detach().amax().clamp_min(0))
-        scale = ((self.high - self.low) / 255).clamp_min(1e-12)
-        zero = (-self.low / scale).round().to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(values, scale, zero, 0, 255)
-
-    def _follow(self, name: str, seen: Tensor) -> None:
-        known: Tensor = getattr(self, name)
-        known.copy_(torch.where(known == 0, seen, RANGE_MEMORY * known + (1 - RANGE_MEMORY) * seen))
-
-
-class _QuantizedReLU(nn.ReLU):
-    def __init__(self) -> None:
-        super().__init__()
-        self.range = _QuantizedRange()
-
-    def forward(self, features: Tensor) -> Tensor:
-        rounded: Tensor = self.range(super().forward(features))
-        return rounded
+def _rounds(network: Network, layer: Layer) -> bool:
+    """Tell whether a value is rounded: not what an activation follows at once, and not what has a grid already."""
+    if layer.op in ("max_pool", "flatten") or layer.name == HEAD:
+        return False
+    readers = network.readers(layer.name)
+    return len(readers) != 1 or network.layer(readers[0]).op not in ACTIVATIONS

@@ -7,7 +7,7 @@ ridge regression towards the weights W it has, not towards 0:
     W + (X'X + k I)^-1 X'(Z - X W),    k = strength * mean(diag(X'X)),
 
 after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. Of Q-values the
-order alone counts, so their heads are then fitted to the teacher's choice of actions: the KL divergence of the two
+order alone counts, so their head is then fitted to the teacher's choice of actions: the KL divergence of the two
 softmaxes is convex in the last weights, as in multinomial logistic regression.
 """
 
@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.config.schema import RepairConfig
 from lrp_compress.environments.rollouts import Rollouts
-from lrp_compress.networks.fast import fast_conv1, fast_outputs
-from lrp_compress.networks.graph import Network
+from lrp_compress.networks.fast import fast_hidden, fast_outputs
+from lrp_compress.networks.graph import HEAD, Network
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state
@@ -41,11 +42,11 @@ class Lesson:
 
     Attributes
     ----------
-    observations : Tensor of uint8, shape (N, 4, 84, 84)
+    observations : Tensor, shape (N, *network.observations.shape)
     places : dict of str to Tensor
         By convolution: the places of its map that are looked at, int64 of shape (P,), counted row by row.
     wanted : dict of str to Tensor
-        By layer, the heads included: its outputs before any ReLU, float32 of shape (N * P, channels) or (N, units).
+        By layer, the head included: its outputs before any ReLU, float32 of shape (N * P, channels) or (N, units).
     outputs : Tensor of float32, shape (N, actions)
         The teacher's outputs.
     """
@@ -73,8 +74,8 @@ class Repair:
 
 
 def layers_to_solve(network: Network) -> list[str]:
-    """Name the layers after the first, which sees the pixels and loses no input, in the order of computation."""
-    return [*network.widths][1:] + [name for name, _ in network.named_children() if name.endswith("head")]
+    """Name the layers after the first, which sees the observations and loses no input, in the order of computation."""
+    return list(network.weighted[1:])
 
 
 @torch.no_grad()
@@ -85,7 +86,7 @@ def lessons(teacher: Network, observations: Tensor, seed: int) -> list[Lesson]:
     ----------
     teacher : Network
         On the CPU.
-    observations : Tensor of uint8, shape (N, 4, 84, 84)
+    observations : Tensor, shape (N, *network.observations.shape)
         States of play.
     seed : int
         Of the places that are looked at, drawn anew for each batch.
@@ -139,7 +140,7 @@ def repair(
     network : Network
         The pruned network, on the CPU, with any head; left as it is.
     kept : mapping of str to sequence of int
-        Per hidden layer the teacher's channels that the network's own stem from.
+        By ``network.channels`` the teacher's channels that the network's own stem from.
     training, held_out : sequence of Lesson
         Of the teacher, in states of different games: to solve from, and to judge by.
     strength : float, optional
@@ -155,13 +156,14 @@ def repair(
     for name in layers_to_solve(repaired):
         layer: Any = repaired.get_submodule(name)
         weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
+        channels = kept.get(repaired.value(name).channels or HEAD)
         if strength is None:
-            gram, cross = _sums(_examples(repaired, name, kept.get(name), weight, training))
+            gram, cross = _sums(_examples(repaired, name, channels, weight, training))
             changes = {value: _solve(gram, cross, value) for value in STRENGTHS}
-            gains = _gains(changes, *_sums(_examples(repaired, name, kept.get(name), weight, held_out)))
+            gains = _gains(changes, *_sums(_examples(repaired, name, channels, weight, held_out)))
             changes = {value: changes[value] for value in changes if gains[value] == max(0.0, *gains.values())}
         else:
-            examples = _examples(repaired, name, kept.get(name), weight, training)
+            examples = _examples(repaired, name, channels, weight, training)
             few = sum(len(lesson.wanted[name]) for lesson in training) < weight.shape[1]
             changes = {strength: _solve_few(examples, strength) if few else _solve(*_sums(examples), strength)}
         for value, change in changes.items():  # one, or none
@@ -170,7 +172,7 @@ def repair(
         layer.weight.copy_(weight[:, :-1].view_as(layer.weight))
         layer.bias.copy_(weight[:, -1])
     if repaired.head_kind != "policy":  # a policy that is sampled from would get softer wherever it cannot tell
-        _fit_heads(repaired, training, held_out)
+        _fit_head(repaired, training, held_out)
     return Repair(repaired, strengths)
 
 
@@ -210,18 +212,18 @@ def repair_from_play(
 
 
 @torch.no_grad()
-def _fit_heads(network: Network, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
-    """Bring the softmax as near to the teacher's as the heads can, unless it is no nearer on the held-out states."""
-    hidden, wanted = _before_heads(network, training)
+def _fit_head(network: Network, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
+    """Bring the softmax as near to the teacher's as the head can, unless it is no nearer on the held-out states."""
+    hidden, wanted = _before_head(network, training)
     temperature = default_temperature(network.head_kind, wanted)
-    start = network.decide(*hidden)
+    start = network.decide(hidden)
     fitted = copy.deepcopy(network)
-    weights = [parameter.requires_grad_() for head in fitted.heads for parameter in head.parameters()]
+    weights = [parameter.requires_grad_() for parameter in fitted.get_submodule(HEAD).parameters()]
     optimiser = torch.optim.LBFGS(weights, max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        outputs = fitted.decide(*hidden)
+        outputs = fitted.decide(hidden)
         change = ((outputs - start) / temperature).square().mean()
         value = kl(outputs, wanted, temperature) + HEAD_RIDGE * change
         value.backward()  # type: ignore[no-untyped-call]
@@ -229,16 +231,16 @@ def _fit_heads(network: Network, training: Sequence[Lesson], held_out: Sequence[
 
     with torch.enable_grad():
         optimiser.step(loss)  # type: ignore[no-untyped-call]
-    judged, wanted = _before_heads(network, held_out or training)
-    now, then = (kl(one.decide(*judged), wanted, temperature) for one in (fitted, network))
+    judged, wanted = _before_head(network, held_out or training)
+    now, then = (kl(one.decide(judged), wanted, temperature) for one in (fitted, network))
     if now < then:
         network.load_state_dict(fitted.state_dict())
 
 
-def _before_heads(network: Network, lessons: Sequence[Lesson]) -> tuple[list[Tensor], Tensor]:
-    """Compute what each head sees in the states of some lessons, and give the teacher's outputs there."""
-    hidden = [network.after_conv1(fast_conv1(network.conv1, lesson.observations, torch.float32)) for lesson in lessons]
-    return [torch.cat(parts) for parts in zip(*hidden, strict=True)], torch.cat([one.outputs for one in lessons])
+def _before_head(network: Network, lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
+    """Compute what the head sees in the states of some lessons, and give the teacher's outputs there."""
+    hidden = [fast_hidden(network, lesson.observations) for lesson in lessons]
+    return torch.cat(hidden), torch.cat([lesson.outputs for lesson in lessons])
 
 
 def _examples(
@@ -272,6 +274,9 @@ def _rows(layer: nn.Module, inputs: Tensor, places: Tensor | None) -> Tensor:
     """Lay out what a layer's outputs at some places are computed from, a row each, and a one for the bias."""
     if places is not None:
         assert isinstance(layer, nn.Conv2d)
+        assert not isinstance(layer.padding, str)
+        rows, columns = layer.padding
+        inputs = functional.pad(inputs, (columns, columns, rows, rows))
         windows = inputs.unfold(2, layer.kernel_size[0], layer.stride[0])
         windows = windows.unfold(3, layer.kernel_size[1], layer.stride[1])
         columns = windows.shape[3]

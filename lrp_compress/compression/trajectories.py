@@ -14,7 +14,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_emulators
 from lrp_compress.environments.atari import AtariEnvs, Step
 from lrp_compress.environments.groups import env_groups, reset_groups
-from lrp_compress.networks.fast import dense_values, fast_outputs
+from lrp_compress.networks.fast import fast_hidden
 from lrp_compress.networks.graph import Network
 from lrp_compress.support.seeding import stage_seed
 
@@ -62,7 +62,7 @@ class Trajectories:
                 actions=torch.empty(steps, envs, dtype=torch.int64),
                 log_probs=torch.empty(steps, envs),
                 teacher_log_probs=torch.empty(steps, envs, teacher.actions),
-                hidden=torch.empty(steps + 1, envs, teacher.widths[teacher.dense_layers[-1]]),
+                hidden=torch.empty(steps + 1, envs, teacher.hidden_units),
                 rewards=torch.empty(steps, envs),
                 ends=torch.empty(steps, envs, dtype=torch.bool),
                 returns=[],
@@ -127,11 +127,11 @@ class _Lane:
 
     def ask_teacher(self, block: Trajectories, time: int, teacher: Network, dtype: torch.dtype) -> None:
         """Note what the teacher makes of the current states."""
-        with dense_values(teacher) as values, torch.inference_mode():
-            outputs = fast_outputs(teacher, torch.from_numpy(self._observations).to(teacher.device), dtype)
-        block.hidden[time, self._place] = values[teacher.dense_layers[-1]].float()
-        if time < len(block.actions):
-            block.teacher_log_probs[time, self._place] = outputs.log_softmax(1)
+        with torch.inference_mode():
+            hidden = fast_hidden(teacher, torch.from_numpy(self._observations).to(teacher.device), dtype).float()
+            block.hidden[time, self._place] = hidden
+            if time < len(block.actions):
+                block.teacher_log_probs[time, self._place] = teacher.decide(hidden).log_softmax(1)
 
     def set_off(
         self, block: Trajectories, time: int, student: Network, rng: np.random.Generator, dtype: torch.dtype

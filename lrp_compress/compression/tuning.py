@@ -32,7 +32,7 @@ from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.graph import Network
 
 TUNED = "lrp_tuned"
-TUNED_GROUPS = ("head", "dense", "conv3", "conv2")  # conv1's rule says nothing of channels
+FEW = 3  # convolutions that have a rule each; more of them share one
 STARTS = (  # tried first, by group: the default, then other known composites
     ("epsilon", "epsilon", "epsilon", "epsilon"),
     ("epsilon", "epsilon", "gamma", "gamma"),
@@ -152,16 +152,18 @@ def tune(
     Tuned
         The same for the same seed. Never worse than the epsilon rule by its last judgement, in which that takes part.
     """
+    groups = tuned_groups(network)
     quick = functools.cache(Exam(network, rollouts, config, prune, seed, TRIAL, repaired))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=len(STARTS), seed=seed))
-    for rules in STARTS:
-        study.enqueue_trial(_answers(rules))
+    starts = dict.fromkeys(rules[: len(groups)] for rules in STARTS)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=len(starts), seed=seed))
+    for rules in starts:
+        study.enqueue_trial(_answers(groups, rules))
     trials: dict[str, float] = {}
     finals: dict[str, float] = {}
 
     def judge(trial: Trial) -> float:
-        composite = ", ".join(_ask(trial, group) for group in TUNED_GROUPS)
+        composite = ", ".join(_ask(trial, group) for group in groups)
         trials[composite] = quick(composite)
         progress.update()
         return trials[composite]
@@ -174,6 +176,13 @@ def tune(
             finals[composite] = careful(composite)
             progress.update()
     return Tuned(min(finals, key=lambda name: finals[name]), finals, trials)
+
+
+def tuned_groups(network: Network) -> tuple[str, ...]:
+    """Name the groups of layers whose rules say something of channels: the first layer's does not."""
+    convolutions = [name for name in network.weighted if name.startswith("conv")]
+    few = reversed(convolutions[1:]) if len(convolutions) <= FEW else ("conv",)
+    return ("head", "dense", *few)
 
 
 def score_by_play(
@@ -209,9 +218,9 @@ def _ask(trial: Trial, group: str) -> str:
     return f"{group} {rule}"
 
 
-def _answers(rules: Sequence[str]) -> dict[str, str | float]:
+def _answers(groups: Sequence[str], rules: Sequence[str]) -> dict[str, str | float]:
     answers: dict[str, str | float] = {}
-    for group, rule in zip(TUNED_GROUPS, rules, strict=True):
+    for group, rule in zip(groups, rules, strict=True):
         answers[f"{group} rule"] = rule
         if rule == "gamma":
             answers[f"{group} gamma"] = 0.25

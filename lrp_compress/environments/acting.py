@@ -45,7 +45,7 @@ def action_rule(action: str, head: str, epsilon: float) -> ActionRule:
     ----------
     action : {"auto", "sample", "epsilon", "greedy"}
         ``auto`` samples from policy heads and is epsilon-greedy on Q-heads: a purely greedy agent can freeze a game.
-    head : {"q", "policy", "dueling"}
+    head : {"q", "policy"}
         The network's head.
     epsilon : float
         Probability of a random action under ``epsilon``.

@@ -44,18 +44,17 @@ def fast_outputs(network: Network, observations: Tensor, dtype: torch.dtype = to
     -------
     Tensor of float32, shape (N, actions)
     """
-    with mixed_precision(observations.device, dtype):
-        hidden = fast_hidden(network, observations, dtype)
     # the last layer is cheap, and Q-values can lie closer together than bfloat16 can tell
-    return network.decide(hidden.float())
+    return network.decide(fast_hidden(network, observations, dtype).float())
 
 
 def fast_hidden(network: Network, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Compute what the head sees, shape (N, units), as `fast_outputs` does."""
-    first = getattr(network, network.layers[0].name)
-    if network.observations == ATARI and isinstance(first, nn.Conv2d):
-        return network.after_first(fast_conv1(first, observations, dtype))
-    return network.after_first(first(network.scaled(observations)))
+    """Compute what the head sees, of `dtype` and shape (N, units), as `fast_outputs` does."""
+    first = network.get_submodule(network.layers[0].name)
+    with mixed_precision(observations.device, dtype):
+        if network.observations == ATARI and isinstance(first, nn.Conv2d):
+            return network.after_first(fast_conv1(first, observations, dtype))
+        return network.after_first(first(network.scaled(observations)))
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -131,6 +131,11 @@ class Network(nn.Module):
         return self.decision.size
 
     @property
+    def hidden_units(self) -> int:
+        """Number of units that the head sees."""
+        return self.shapes[self.layers[-1].inputs[0]][0]
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
@@ -158,9 +163,11 @@ class Network(nn.Module):
         ]
         return Network(layers, self.observations, self.decision)
 
-    def scaled(self, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Bring observations into the units that the first layer takes."""
-        return observations.to(dtype) / self.observations.unit
+    def scaled(self, observations: Tensor) -> Tensor:
+        """Bring observations into the units that the first layer takes; floating pixels are taken to be in them."""
+        if observations.is_floating_point():
+            return observations if self.observations.dtype == "uint8" else observations / self.observations.unit
+        return observations.float() / self.observations.unit
 
     def forward(self, observations: Tensor) -> Tensor:
         """Compute the outputs.
@@ -168,17 +175,14 @@ class Network(nn.Module):
         Parameters
         ----------
         observations : Tensor
-            Shape (N, *observations.shape), of the numbers that the environment gives; floating ones in place of uint8
-            are taken to be in units already.
+            Shape (N, *observations.shape); see `scaled`.
 
         Returns
         -------
         Tensor of float32, shape (N, actions)
             Q-values or action logits.
         """
-        in_units = self.observations.dtype == "uint8" and observations.is_floating_point()
-        values = observations if in_units else self.scaled(observations)
-        return self.decide(self.after_first(getattr(self, self.layers[0].name)(values)))
+        return self.decide(self.after_first(getattr(self, self.layers[0].name)(self.scaled(observations))))
 
     def after_first(self, values: Tensor) -> Tensor:
         """Compute what the head sees, shape (N, units), from what the first layer gives."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lrp_compress.networks.rounding import Rounding
@@ -95,8 +95,8 @@ def _flat(shape: Shape, options: Options) -> Shape:
     return (shape[0] * shape[1] * shape[2],)
 
 
-def _window(options: Options) -> tuple[tuple[int, int], ...]:
-    return tuple(options[name] for name in WINDOW)
+def _window(options: Options) -> tuple[Any, Any, Any]:
+    return options["kernel"], options["stride"], options["padding"]
 
 
 WINDOW = ("kernel", "stride", "padding")
@@ -147,7 +147,7 @@ def checked_options(op: str, options: Options) -> dict[str, Any]:
         elif name in WINDOW:
             fits = isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]
         else:
-            fits = type(value) in (int, float) and torch.tensor(float(value)).isfinite().item() is True
+            fits = type(value) in (int, float) and math.isfinite(value)
         if not fits:
             raise ValueError(f"has the {name} {value!r}")
     return {name: tuple(value) if name in WINDOW else value for name, value in options.items()}

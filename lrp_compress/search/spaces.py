@@ -86,7 +86,7 @@ def pruning_schedule(ask: Dimensions, widths: Mapping[str, int], head: str, conf
         Whom to ask.
     widths : mapping of str to int
         Channels of the teacher per layer that may be pruned.
-    head : {"q", "policy", "dueling"}
+    head : {"q", "policy"}
         The teacher's; the temperature of Q-values follows from their gaps and is not searched.
     config : SpaceConfig
         Limits.

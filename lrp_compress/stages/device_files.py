@@ -205,8 +205,7 @@ def _distill_for_int8(run: Run, own: Agent, rollouts: Rollouts) -> Agent:
         pace.say("%s: %s of %s samples, %s", stage, f"{progress.samples:,}", f"{wanted.samples:,}", agreeing(progress))
 
     def make() -> Agent:
-        hinted = {} if own.network.head_kind == "dueling" else kept
-        student = Agent(quantization_aware(own.network), dataclasses.replace(own.info, kept=hinted))
+        student = Agent(quantization_aware(own.network), dataclasses.replace(own.info, kept=kept))
         acting = run.acting(run.seed("quantize", "distill"))
         result = distill(student, teacher, rollouts, how, acting, Beside(track, checkpoint))
         return Agent(full_precision(result.network), own.info)

@@ -17,16 +17,16 @@ from lrp_compress.environments.atari import AtariEnvs
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
+from tests.compression.networks import built
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
-DUELING = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 16}
 GAMMA = 0.25
 
 
 def small_network(head: str, *, biases: bool = True, seed: int = 3) -> Network:
     """A network with outputs of order 1, so that the rules' stabiliser of 1e-6 does not show."""
     torch.manual_seed(seed)
-    network = nature_cnn(DUELING if head == "dueling" else WIDTHS, head, 4)
+    network = nature_cnn(WIDTHS, head, 4)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -49,15 +49,13 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(1).sum(1)
 
 
-@pytest.mark.parametrize("head", ["q", "policy", "dueling"])
+@pytest.mark.parametrize("head", ["q", "policy"])
 @pytest.mark.parametrize("composite", COMPOSITES.names())
 def test_relevance_is_conserved_in_every_layer_without_biases(frames, composite, head):
     network = small_network(head, biases=False)
     result = relevance(network, frames, composite, "greedy")
     assert list(result.layers) == list(network.widths)
     layers = dict(result.layers)
-    if head == "dueling":
-        layers["fc1"] = torch.cat([layers.pop("value_fc1"), layers.pop("advantage_fc1")], 1)
     if composite == "alpha2_beta1":  # conserves only where a neuron has contributions of both signs
         layers = {"fc1": layers["fc1"], "conv3": layers["conv3"]}
     for layer in layers.values():
@@ -77,10 +75,9 @@ def test_shapes(frames):
     assert not any(tensor.requires_grad for tensor in (*result.layers.values(), result.inputs, result.output))
 
 
-@pytest.mark.parametrize("head", ["q", "dueling"])
 @pytest.mark.parametrize("seed", SEEDS.names())
-def test_epsilon_rule_is_activation_times_gradient(frames, head, seed):
-    network = small_network(head)
+def test_epsilon_rule_is_activation_times_gradient(frames, seed):
+    network = small_network("q")
     with traced(network) as hidden:
         outputs = network(frames)
         weights = SEEDS[seed](outputs.detach(), outputs.detach())
@@ -158,16 +155,31 @@ def test_what_all_logits_share_has_no_relevance(frames, seed):
         torch.testing.assert_close(after.layers[name], before.layers[name], rtol=1e-3, atol=1e-4)
 
 
-def test_dueling_relevance_reaches_both_streams(frames):
-    result = relevance(small_network("dueling"), frames, "gamma", "greedy")
-    assert result.layers["value_fc1"].shape == (24, 9)
-    assert result.layers["advantage_fc1"].shape == (24, 16)
-    for stream in ("value_fc1", "advantage_fc1"):
-        assert result.layers[stream].abs().sum() > 0.05 * result.output.abs().sum()
+@pytest.mark.parametrize("composite", ["epsilon", "zplus", "gamma"])
+@pytest.mark.parametrize("kind", ["impala", "mlp"])
+def test_relevance_is_conserved_through_sums_and_pooling(kind, composite):
+    """By a plain sum's gradient it would grow from block to block: 64-fold by z+ in this network."""
+    network = built(kind, bias=0)
+    with torch.no_grad():
+        for name in network.weighted:
+            nn.init.kaiming_normal_(network.get_parameter(f"{name}.weight"), nonlinearity="relu")
+            network.get_parameter(f"{name}.bias").zero_()
+    result = relevance(network, network.observations.random(6, seed=0), composite, "greedy")
+    last, first = result.layers["fc1"], result.layers[network.layers[0].name]
+    torch.testing.assert_close(total(last), result.output, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(total(first), result.output, rtol=1e-3, atol=1e-4)
+
+
+def test_mean_pooling_shares_out_what_it_gets():
+    network = built("other")
+    result = relevance(network, network.observations.random(6, seed=0), "epsilon", "greedy")
+    assert all(layer.isfinite().all() for layer in result.layers.values())
+    assert set(result.layers) == {"conv1", "conv2", "conv3", "fc1", "fc2"}
+    assert result.inputs.shape == (6, 3, 40, 36)
 
 
 def test_batches_add_up_to_the_whole(frames):
-    network = small_network("dueling")
+    network = small_network("policy")
     whole = relevance(network, frames, "gamma", "softmax", outputs=network(frames).flip(0))
     parts = list(relevance_batches(network, frames, "gamma", "softmax", 7, outputs=network(frames).flip(0)))
     assert [len(part.output) for part in parts] == [7, 7, 7, 3]
@@ -182,7 +194,7 @@ def test_bytes_and_floats_are_the_same_observations(frames):
     torch.testing.assert_close(by_byte.inputs, by_float.inputs, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["q", "policy", "dueling"])
+@pytest.mark.parametrize("head", ["q", "policy"])
 def test_the_network_is_left_as_it_is(frames, head):
     network = small_network(head).train()
     network(frames).sum().backward()

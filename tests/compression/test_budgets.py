@@ -25,14 +25,10 @@ from lrp_compress.deployment.measuring.profiling import profile_network
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
-from tests.compression.networks import CONVS, NETWORKS
+from tests.compression.networks import CONVS, NETWORKS, built
 from tests.compression.test_tuning import played, small_network
 
 PRUNE = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True, "params", 0.3)
-
-
-def built(kind: str) -> Network:
-    return nature_cnn(*NETWORKS[kind], actions=6)
 
 
 def scored(widths: Mapping[str, int]) -> ChannelScores:
@@ -51,7 +47,7 @@ def bent(widths: Mapping[str, int]) -> dict[str, dict[int, float]]:
 
 
 def cost(widths: Mapping[str, int], network: Network, budget: str) -> int:
-    profile = profile_network(nature_cnn(widths, network.head_kind, network.actions))
+    profile = profile_network(network.resized(widths))
     return profile.params if budget == "params" else profile.macs
 
 
@@ -148,7 +144,7 @@ def test_shares_that_cannot_be_met_are_refused_in_one_line(changes: dict[str, ob
     check_budget(network, dataclasses.replace(config, budget="none"))
 
 
-@pytest.mark.parametrize("head", ["q", "policy", "dueling"])
+@pytest.mark.parametrize("head", ["q", "policy"])
 def test_curves_are_those_of_one_layer_alone(head: str) -> None:
     network = small_network(head)
     curves = measure_curves(network, scored(network.widths), played(network), PRUNE, seed=0)

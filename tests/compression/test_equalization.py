@@ -19,6 +19,7 @@ from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
+from tests.compression.networks import built, weights
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +64,26 @@ def test_the_outputs_stay_and_the_channels_come_nearer(teacher: Agent, play: tor
         assert spread(equalised) < 0.8 * spread(own), layer
 
 
-@pytest.mark.parametrize("head", ["dueling", "q"])
-def test_other_heads_and_dead_channels(head: str, play: torch.Tensor):
+def test_two_dense_layers_and_dead_channels(play: torch.Tensor):
     torch.manual_seed(0)
-    dense = {"value_fc1": 5, "advantage_fc1": 6} if head == "dueling" else {"fc1": 9, "fc2": 7}
-    network = nature_cnn({"conv1": 6, "conv2": 6, "conv3": 7, **dense}, head, 4).eval()
+    network = nature_cnn({"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 9, "fc2": 7}, "q", 4).eval()
     with torch.no_grad():
         network.conv2.bias[3] = -1e3  # never active
     before = {name: value.clone() for name, value in network.state_dict().items()}
     equal = equalize(network, play)
     assert torch.allclose(equal(play), network(play), rtol=1e-4, atol=1e-5)
     assert all(value.equal(before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+def test_other_networks_compute_the_same(kind: str):
+    network = built(kind).eval()
+    states = network.observations.random(16, seed=0)
+    equal = equalize(network, states)
+    torch.testing.assert_close(equal(states), network(states), rtol=1e-3, atol=1e-5)
+    changed = {name for name in network.weighted if not torch.equal(weights(equal, name)[0], weights(network, name)[0])}
+    curved = {"impala": set(), "mlp": set(network.weighted), "other": {"conv2", "conv3"}}[kind]
+    assert set(network.weighted) - changed <= curved
 
 
 def test_int8_is_nearer_where_channels_differ(tmp_path: Path, teacher: Agent, play: torch.Tensor):

@@ -107,10 +107,9 @@ def test_default_temperature():
     gaps = torch.tensor([0.1, 0.3, 5.0])
     outputs = torch.stack([torch.zeros(3), gaps, torch.full((3,), -9.0)], dim=1)
     assert default_temperature("policy", outputs) == 1
-    for head in ("q", "dueling"):
-        assert default_temperature(head, outputs) == pytest.approx(0.03)
-        assert default_temperature(head, outputs * 100 + 7) == pytest.approx(3)  # follows the rewards' scale
-        assert default_temperature(head, outputs[:, [2, 0, 1]]) == pytest.approx(0.03)
+    assert default_temperature("q", outputs) == pytest.approx(0.03)
+    assert default_temperature("q", outputs * 100 + 7) == pytest.approx(3)  # follows the rewards' scale
+    assert default_temperature("q", outputs[:, [2, 0, 1]]) == pytest.approx(0.03)
     assert default_temperature("q", torch.zeros(5, 3)) > 0  # undecided everywhere
     assert default_temperature("q", torch.zeros(5, 1)) == 1
 

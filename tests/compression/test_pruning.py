@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+import torch_pruning as tp
+from torch import nn
 
 from lrp_compress.agents.checkpoints import all_channels
 from lrp_compress.compression.criteria import ChannelScores
@@ -17,9 +19,8 @@ from lrp_compress.config.schema import PruneConfig
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError
-from tests.compression import networks
+from tests.compression.networks import CONVS, NETWORKS, built
 
-NETWORKS = networks.NETWORKS | {"equal widths": ({"conv1": 6, "conv2": 6, "conv3": 6, "fc1": 6, "fc2": 6}, "q")}
 CONFIG = PruneConfig(
     ratio=0.5,
     layer_ratios={},
@@ -31,16 +32,6 @@ CONFIG = PruneConfig(
     round_to="none",
     evaluate=True,
 )
-
-
-def built(kind: str = "q") -> Network:
-    """Build a network whose channels are alive: with few of them left, chance would often leave no path open."""
-    torch.manual_seed(0)
-    network = nature_cnn(*NETWORKS[kind], actions=6)
-    with torch.no_grad():
-        for name in network.widths:
-            getattr(network, name).bias += 0.5
-    return network
 
 
 def configured(**changes: object) -> PruneConfig:
@@ -63,18 +54,22 @@ def widths_of(plan: PruningPlan) -> dict[str, int]:
 
 
 def masked(network: Network, kept: Mapping[str, list[int]]) -> Network:
-    """Zero the weights and biases of all channels that are not kept."""
+    """Let every layer read zeros in place of the channels that are not kept."""
     result = copy.deepcopy(network)
-    with torch.no_grad():
-        for name, width in network.widths.items():
-            gone = sorted(set(range(width)) - set(kept[name]))
-            getattr(result, name).weight[gone] = 0
-            getattr(result, name).bias[gone] = 0
+    for name in network.weighted[1:]:
+        value = network.value(network.layer(name).inputs[0])
+        mask = torch.zeros(network.widths[value.channels], value.positions)
+        mask[kept[value.channels]] = 1
+        if network.layer(name).op == "dense":
+            mask = mask.flatten()
+        else:
+            mask = mask[..., None]
+        result.get_submodule(name).register_forward_pre_hook(lambda module, inputs, mask=mask: (inputs[0] * mask,))
     return result
 
 
 def assert_same_outputs(one: Network, other: Network) -> None:
-    observations = torch.rand(8, 4, 84, 84, generator=torch.Generator().manual_seed(1))
+    observations = one.observations.random(8, seed=1)
     with torch.no_grad():
         expected = one(observations)
         torch.testing.assert_close(other(observations), expected, rtol=0, atol=1e-5)
@@ -106,7 +101,7 @@ def test_two_steps_equal_one_mask_of_the_teacher(kind: str) -> None:
 
 
 def test_kept_original_finds_the_weights_back_in_the_teacher() -> None:
-    teacher = built()
+    teacher = built("q")
     network, kept = teacher, all_channels(teacher.widths)
     for step, ratio in enumerate([0.2, 0.4, 0.6]):
         plan = plan_pruning(scored(network.widths, step), network, teacher.widths, kept, CONFIG, ratio)
@@ -132,7 +127,7 @@ def test_nature_network_at_half_the_channels() -> None:
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_the_given_network_stays_and_the_new_one_is_its_own(context: Callable[[], object], frozen: bool) -> None:
-    network = built("dueling").eval().requires_grad_(not frozen)
+    network = built("q").eval().requires_grad_(not frozen)
     before = copy.deepcopy(network.state_dict())
     plan = planned(scored(network.widths), network, CONFIG, 0.5)
     random_state = torch.get_rng_state()
@@ -151,7 +146,7 @@ def test_the_given_network_stays_and_the_new_one_is_its_own(context: Callable[[]
 
 
 def test_ratio_zero_keeps_everything() -> None:
-    network = built()
+    network = built("q")
     for scope in ("layer", "global"):
         plan = planned(scored(network.widths), network, configured(scope=scope, ratio=0.0, round_to="desktop"), 0.0)
         assert plan.keep == plan.kept_original == all_channels(network.widths)
@@ -178,7 +173,7 @@ def test_ratios_of_four_steps_count_against_the_original(scope: str) -> None:
 
 
 def test_the_highest_scores_of_a_layer_stay() -> None:
-    network = built()
+    network = built("q")
     scores = scored(network.widths)
     plan = planned(scores, network, CONFIG, 0.25)
     for name, indices in plan.keep.items():
@@ -189,7 +184,7 @@ def test_the_highest_scores_of_a_layer_stay() -> None:
 
 
 def test_global_scope_removes_the_lowest_shares_of_all_layers() -> None:
-    network = built()
+    network = built("q")
     scores = scored(network.widths)
     plan = planned(scores, network, configured(scope="global"), 0.4)
     kept = torch.cat([scores.scores[name][indices] for name, indices in plan.keep.items()])
@@ -202,7 +197,7 @@ def test_global_scope_removes_the_lowest_shares_of_all_layers() -> None:
 @pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["all equal", "dead layer", "all dead", "many dead channels"])
 def test_global_scope_is_exact_whatever_ties(ratio: float, kind: str) -> None:
-    network = built()
+    network = built("q")
     tensors = dict(scored(network.widths).scores)
     if kind == "dead layer":
         tensors["conv3"] = torch.zeros(10)
@@ -221,7 +216,7 @@ def test_global_scope_is_exact_whatever_ties(ratio: float, kind: str) -> None:
 
 
 def test_equal_scores_keep_the_lower_index() -> None:
-    network = built()
+    network = built("q")
     scores = ChannelScores({name: torch.ones(width) for name, width in network.widths.items()}, "lrp", 64)
     plan = planned(scores, network, CONFIG, 0.5)
     assert plan.keep == {name: list(range(width // 2)) for name, width in network.widths.items()}
@@ -229,7 +224,7 @@ def test_equal_scores_keep_the_lower_index() -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_min_width_holds_and_the_ratio_reached_tells(scope: str) -> None:
-    network = built()
+    network = built("q")
     plan = planned(scored(network.widths), network, configured(scope=scope, min_width=9), 0.9)
     assert widths_of(plan) == {"conv1": 8, "conv2": 9, "conv3": 9, "fc1": 9}
     assert plan.ratio_asked == 0.9
@@ -237,7 +232,7 @@ def test_min_width_holds_and_the_ratio_reached_tells(scope: str) -> None:
 
 
 def test_global_scope_takes_elsewhere_what_min_width_keeps() -> None:
-    network = built()
+    network = built("q")
     tensors = dict(scored(network.widths).scores)
     tensors["conv1"] = torch.zeros(8)
     plan = planned(ChannelScores(tensors, "lrp", 64), network, configured(scope="global", min_width=6), 0.3)
@@ -247,7 +242,7 @@ def test_global_scope_takes_elsewhere_what_min_width_keeps() -> None:
 
 @pytest.mark.parametrize("scope", ["layer", "global"])
 def test_round_to_rounds_up_but_never_grows_a_layer(scope: str) -> None:
-    teacher = built()
+    teacher = built("q")
     config = configured(scope=scope, ratio=0.9, round_to="cortex_m")
     first = planned(scored(teacher.widths), teacher, config, 0.3)
     unrounded = planned(scored(teacher.widths), teacher, configured(scope=scope, ratio=0.9), 0.3)
@@ -267,17 +262,17 @@ def test_the_desktop_profile_rounds_conv1_to_more() -> None:
 
 
 def test_conv_only_leaves_the_dense_layers_whole() -> None:
-    network = built("dueling")
+    network = built("q")
     for scope in ("layer", "global"):
         plan = planned(scored(network.widths), network, configured(scope=scope, layers="conv"), 0.5)
         widths = widths_of(plan)
-        assert (widths["value_fc1"], widths["advantage_fc1"]) == (20, 18)
+        assert widths["fc1"] == 20
         assert widths["conv1"] + widths["conv2"] + widths["conv3"] == 15
         assert plan.ratio_reached == pytest.approx(0.5)  # of the convolutions' channels, the only prunable ones
 
 
 def test_layer_ratios_take_the_place_of_the_ratio_and_follow_the_schedule() -> None:
-    network = built()
+    network = built("q")
     config = configured(ratio=0.5, layer_ratios={"fc1": 0.8, "conv1": 0.0})
     half_way = planned(scored(network.widths), network, config, 0.25)
     assert widths_of(half_way) == {"conv1": 8, "conv2": 9, "conv3": 8, "fc1": 12}
@@ -287,9 +282,9 @@ def test_layer_ratios_take_the_place_of_the_ratio_and_follow_the_schedule() -> N
 
 
 def test_layer_ratios_work_alone() -> None:
-    network = built()
+    network = built("q")
     plan = planned(scored(network.widths), network, configured(ratio=0.0, layer_ratios={"fc1": 0.75}), 0.0)
-    assert widths_of(plan) == {**networks.CONVS, "fc1": 5}
+    assert widths_of(plan) == {**CONVS, "fc1": 5}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +297,7 @@ def test_layer_ratios_work_alone() -> None:
     ],
 )
 def test_settings_that_do_not_fit_are_named_in_one_line(changes: dict[str, object], message: str) -> None:
-    network = built()
+    network = built("q")
     with pytest.raises(UserError, match=message) as caught:
         prunable_layers(configured(**changes), network.widths)
     assert "\n" not in str(caught.value)
@@ -310,8 +305,24 @@ def test_settings_that_do_not_fit_are_named_in_one_line(changes: dict[str, objec
         planned(scored(network.widths), network, configured(**changes), 0.5)
 
 
+def test_what_a_sum_ties_goes_together_and_torch_pruning_finds_the_same() -> None:
+    network = built("impala")
+    assert network.channels["conv1"].writers == ("conv1", "conv3", "conv5")
+    plan = planned(scored(network.widths), network, CONFIG, 0.5)
+    theirs = copy.deepcopy(network)
+    graph = tp.DependencyGraph().build_dependency(theirs, example_inputs=torch.zeros(1, 4, 84, 84))
+    for name, group in network.channels.items():
+        layer = theirs.get_submodule(name)
+        gone = sorted(set(range(group.width)) - set(plan.keep[name]))
+        prune = tp.prune_conv_out_channels if isinstance(layer, nn.Conv2d) else tp.prune_linear_out_channels
+        graph.get_pruning_group(layer, prune, gone).prune()
+    ours = apply_pruning(network, plan).state_dict()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours[name], value), name
+
+
 def test_scores_and_numbering_of_another_network_are_refused() -> None:
-    network, larger = built(), nature_cnn({**networks.CONVS, "fc1": 21}, "q", 6)
+    network, larger = built("q"), nature_cnn({**CONVS, "fc1": 21}, "q", 6)
     with pytest.raises(ValueError, match="fc1 has 20 channels, but its scores"):
         planned(scored(larger.widths), network, CONFIG, 0.5)
     with pytest.raises(ValueError, match="fc1 has 20 channels, but 21 original indices"):
@@ -322,7 +333,7 @@ def test_scores_and_numbering_of_another_network_are_refused() -> None:
     "change", [{"head": [0, 1]}, {"fc1": []}, {"fc1": [0, 20]}, {"conv1": [-1, 0]}], ids=lambda change: str(change)
 )
 def test_plans_that_do_not_fit_are_refused(change: dict[str, list[int]]) -> None:
-    network = built()
+    network = built("q")
     keep = all_channels(network.widths) | change
     with pytest.raises(ValueError, match=f"layer {next(iter(change))} has"):
         apply_pruning(network, PruningPlan(keep, keep, 0.5, 0.5))

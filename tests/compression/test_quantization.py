@@ -20,17 +20,15 @@ from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.rollouts import collect_rollouts
 from lrp_compress.networks.fast import fast_outputs
 from lrp_compress.networks.graph import Network
-from lrp_compress.networks.nature import fold_dueling, nature_cnn
+from lrp_compress.networks.nature import nature_cnn
+from tests.compression.networks import NETWORKS, built
 
 WIDTHS = {"conv1": 6, "conv2": 6, "conv3": 7, "fc1": 12}
 
 
-def agent(head: str = "policy") -> Agent:
+def agent() -> Agent:
     torch.manual_seed(0)
-    widths = WIDTHS if head != "dueling" else {**WIDTHS, "value_fc1": 5, "advantage_fc1": 6}
-    if head == "dueling":
-        del widths["fc1"]
-    network = nature_cnn(widths, head, 6).eval()
+    network = nature_cnn(WIDTHS, "policy", 6).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter *= 2  # a fresh network hardly tells one state from another
@@ -60,9 +58,8 @@ def test_the_nearer_file_is_kept(tmp_path: Path, play: NDArray[np.uint8]) -> Non
     assert (outputs - reference).abs().max().item() == pytest.approx(made.chosen.max_difference, rel=1e-3)
 
 
-@pytest.mark.parametrize("head", ["policy", "dueling"])
-def test_the_aware_network_computes_what_the_int8_file_does(tmp_path: Path, play: NDArray[np.uint8], head: str) -> None:
-    own = agent(head)
+def test_the_aware_network_computes_what_the_int8_file_does(tmp_path: Path, play: NDArray[np.uint8]) -> None:
+    own = agent()
     observations = torch.from_numpy(play)
     aware = quantization_aware(own.network).train()
     with torch.no_grad():
@@ -75,7 +72,7 @@ def test_the_aware_network_computes_what_the_int8_file_does(tmp_path: Path, play
     rounding = deviation(exact, real).error
     assert deviation(fast_outputs(aware, observations).detach(), real).error < 0.7 * rounding
     for name, largest in largest_activations(own.network, play).items():
-        seen = getattr(aware, f"{name}_relu").range.high
+        seen = aware.get_submodule(f"{name}_relu_rounded").high
         assert seen.item() == pytest.approx(largest, rel=0.02)
         seen.fill_(largest)
     # The same ranges, the same grid: what is left are sums that fall on the other side of the middle between two steps.
@@ -86,12 +83,12 @@ def largest_activations(network: Network, play: NDArray[np.uint8]) -> dict[str, 
     """Upper ends of the ranges that `save_int8` sets: of the float32 network, where one state has a white pixel."""
     calibration = torch.from_numpy(play).clone()
     calibration[0, 0, 0, 0] = 255
-    folded, found = fold_dueling(network), {}
-    for name in folded.widths:
-        relu = getattr(folded, f"{name}_relu")
+    found = {}
+    for name in network.widths:
+        relu = network.get_submodule(f"{name}_relu")
         relu.register_forward_hook(lambda _, inputs, output, name=name: found.update({name: output.max().item()}))
     with torch.no_grad():
-        folded(calibration)
+        network(calibration)
     return found
 
 
@@ -101,13 +98,27 @@ def test_gradients_pass_the_rounding_and_ranges_follow(play: NDArray[np.uint8]) 
     for name in WIDTHS:
         gradient = getattr(aware, name).parametrizations.weight.original.grad
         assert gradient.abs().sum() > 0
-    assert all(getattr(aware, f"{name}_relu").range.high > 0 for name in WIDTHS)
+    assert all(aware.get_submodule(f"{name}_relu_rounded").high > 0 for name in WIDTHS)
 
 
-def test_full_precision_gives_the_weights_back() -> None:
-    network = agent().network
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_full_precision_gives_the_weights_back(kind: str) -> None:
+    network = built(kind)
     back = full_precision(quantization_aware(network))
     assert back.widths == network.widths
     assert not back.training
     for name, value in network.state_dict().items():
         assert back.state_dict()[name].equal(value)
+    assert back.layers == network.layers
+
+
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+def test_aware_networks_of_other_kinds_are_near_their_own(kind: str) -> None:
+    network = built(kind).eval()
+    aware = quantization_aware(network).train()
+    states = network.observations.random(64, seed=0)
+    with torch.no_grad():
+        for _ in range(3):
+            aware(states)
+        own, rounded = network(states), aware.eval()(states)
+    assert 0 < (rounded - own).std() < 0.15 * own.std()

@@ -16,7 +16,7 @@ from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import STRENGTHS, _fit_heads, _solve, _solve_few, _sums, lessons, repair
+from lrp_compress.compression.repair import STRENGTHS, _examples, _fit_head, _solve, _solve_few, _sums, lessons, repair
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import CriterionConfig, PruneConfig, RolloutsConfig
 from lrp_compress.environments.acting import action_rule
@@ -25,6 +25,7 @@ from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
+from tests.compression.networks import built, weights
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,6 @@ GAMES = ("breakout", "freeway", "pong", "road_runner")
 WIDTHS = {
     "policy": {"conv1": 4, "conv2": 5, "conv3": 6, "fc1": 10},
     "q": {"conv1": 4, "conv2": 5, "conv3": 6, "fc1": 10, "fc2": 8},
-    "dueling": {"conv1": 4, "conv2": 5, "conv3": 6, "value_fc1": 10, "advantage_fc1": 8},
 }
 
 
@@ -90,6 +90,34 @@ def test_removed_copies_are_made_up_for_exactly(head: str, states: Tensor) -> No
     assert all(value.equal(before[name]) for name, value in pruned.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+def test_other_networks_come_nearer_to_their_teacher(kind: str) -> None:
+    teacher = built(kind)
+    states = teacher.observations.random(700, seed=0)
+    keep = {name: list(range(0, width, 2)) for name, width in teacher.widths.items()}
+    pruned = apply_pruning(teacher, PruningPlan(keep, keep, 0.5, 0.5))
+    training, held_out = (lessons(teacher, part, seed=0) for part in (states[:500], states[500:600]))
+    repaired = repair(pruned, keep, training, held_out)
+    wanted, *others = (batched_outputs(network, states[600:]) for network in (teacher, pruned, repaired.network))
+    lost, left = ((outputs - wanted).square().mean() for outputs in others)
+    assert left < 0.1 * lost
+    whole = repair(teacher, all_channels(teacher.widths), training, held_out, 1e-3).network
+    torch.testing.assert_close(batched_outputs(whole, states[600:]), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["impala", "other"])
+def test_rows_of_a_padded_convolution_are_what_it_reads(kind: str) -> None:
+    network = built(kind)
+    states = network.observations.random(6, seed=0)
+    taught = lessons(network, states, seed=0)
+    for name in [name for name in network.weighted[1:] if name in taught[0].places]:
+        weight, bias = weights(network, name)
+        own = torch.cat([weight.flatten(1), bias[:, None]], 1)
+        ((rows, left),) = _examples(network, name, None, own.detach(), taught)
+        assert rows.shape[1] == own.shape[1]
+        assert left.abs().max() < 1e-5
+
+
 @pytest.mark.parametrize("head", WIDTHS)
 @pytest.mark.parametrize("strength", [None, 1e-3])
 def test_what_lost_nothing_does_not_change(head: str, strength: float | None, states: Tensor) -> None:
@@ -100,29 +128,27 @@ def test_what_lost_nothing_does_not_change(head: str, strength: float | None, st
         torch.testing.assert_close(repaired.state_dict()[name], value, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["q", "dueling"])
-def test_heads_come_as_near_to_the_choice_of_actions_as_they_can(head: str, states: Tensor) -> None:
-    teacher, network = alive(head), alive(head)
+def test_the_head_comes_as_near_to_the_choice_of_actions_as_it_can(states: Tensor) -> None:
+    teacher, network = alive("q"), alive("q")
     with torch.no_grad():
-        for last in network.heads:
-            last.weight += 0.5 * last.weight.std() * torch.randn_like(last.weight)
+        network.head.weight += 0.5 * network.head.weight.std() * torch.randn_like(network.head.weight)
     learned = lessons(teacher, states[:256], seed=0)
     wanted = torch.cat([lesson.outputs for lesson in learned])
-    temperature = default_temperature(head, wanted)
+    temperature = default_temperature("q", wanted)
     before = copy.deepcopy(network)
-    _fit_heads(network, learned, learned)
+    _fit_head(network, learned, learned)
     lost, left = (kl(one(states[:256]), wanted, temperature) for one in (before, network))
-    assert left < 0.2 * lost  # the teacher's own heads would make it 0
+    assert left < 0.2 * lost  # the teacher's own head would make it 0
     for name, value in network.state_dict().items():
         assert value.equal(before.state_dict()[name]) != ("head" in name)
 
 
-def test_heads_that_are_no_nearer_in_other_games_are_not_taken(states: Tensor) -> None:
+def test_a_head_that_is_no_nearer_in_other_games_is_not_taken(states: Tensor) -> None:
     network, other = alive("q"), alive("q")
     with torch.no_grad():
         other.head.weight *= -3
     before = copy.deepcopy(network)
-    _fit_heads(network, lessons(other, states[:64], 0), lessons(before, states[64:128], 0))
+    _fit_head(network, lessons(other, states[:64], 0), lessons(before, states[64:128], 0))
     assert all(value.equal(before.state_dict()[name]) for name, value in network.state_dict().items())
 
 

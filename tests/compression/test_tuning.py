@@ -11,19 +11,19 @@ from torch import nn
 from lrp_compress.compression import tuning
 from lrp_compress.compression.attribution import relevance
 from lrp_compress.compression.composites import GROUPS, RULES, find_composite
-from lrp_compress.compression.tuning import Effort, Exam, tune
+from lrp_compress.compression.tuning import Effort, Exam, tune, tuned_groups
 from lrp_compress.config.schema import CriterionConfig, PruneConfig
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
+from tests.compression.networks import built
 
 pytestmark = pytest.mark.slow
 
 WIDTHS = {
     "policy": {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16},
     "q": {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16, "fc2": 8},
-    "dueling": {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 9, "advantage_fc1": 16},
 }
 CRITERION = CriterionConfig("lrp_tuned", "epsilon", "greedy", states=32, batch_size=16, trials=9)
 PRUNE = PruneConfig(0.5, {}, "all", "layer", "one_shot", 1, 1, "none", True)
@@ -67,6 +67,17 @@ def test_the_rules_found_are_the_same_again_and_no_worse_than_the_default(head: 
     assert len(first.trials) > len(tuning.STARTS)  # the study went on from what it was told to start with
     assert first.finals[first.composite] == min(first.finals.values()) <= first.finals[default]
     find_composite(first.composite)
+
+
+def test_many_convolutions_share_a_rule_and_networks_without_have_none() -> None:
+    assert tuned_groups(built("impala")) == ("head", "dense", "conv")
+    assert tuned_groups(built("mlp")) == ("head", "dense")
+    network = built("impala")
+    found = tune(network, played(network), dataclasses.replace(CRITERION, trials=6), PRUNE, seed=1)
+    assert next(iter(found.trials)) == "head epsilon, dense epsilon, conv epsilon"
+    states = played(network).observations(torch.arange(8))
+    one, other = (relevance(network, states, how, "greedy") for how in ("conv zplus", "epsilon_plus"))
+    assert all(torch.equal(one.layers[layer], other.layers[layer]) for layer in one.layers)
 
 
 def test_another_seed_tries_other_rules() -> None:
@@ -116,7 +127,7 @@ def test_every_rule_tuned_matters_below_its_layer_and_conv1s_to_no_channel(rule:
     states = played(network).observations(torch.arange(8))
     parameter = {"gamma": " 0.7", "alpha_beta": " 2"}.get(rule, "")
     plain = relevance(network, states, "epsilon", "greedy").layers
-    read_by = {"head": "fc1", "dense": "conv3", "conv3": "conv2", "conv2": "conv1"}
+    read_by = {"head": "fc1", "dense": "conv3", "conv": "conv2", "conv3": "conv2", "conv2": "conv1"}
     for group in GROUPS:
         changed = relevance(network, states, f"{group} {rule}{parameter}", "greedy").layers
         below = [*network.widths][: [*network.widths].index(read_by[group]) + 1] if group in read_by else []

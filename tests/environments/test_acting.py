@@ -70,7 +70,6 @@ def test_the_seed_decides():
     [
         ("auto", "policy", ActionRule("sample", 0)),
         ("auto", "q", ActionRule("greedy", 0.05)),
-        ("auto", "dueling", ActionRule("greedy", 0.05)),
         ("sample", "q", ActionRule("sample", 0)),
         ("greedy", "q", ActionRule("greedy", 0)),
         ("greedy", "policy", ActionRule("greedy", 0)),
