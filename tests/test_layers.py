@@ -36,7 +36,6 @@ ONLY_IMPORTER = {
     "sb3_contrib": "training",
     "stable_baselines3": "training",
     "torchao": "deployment.files.converters",
-    "torch_pruning": "compression.pruning",
     "zennit": "compression.attribution",
 }
 
