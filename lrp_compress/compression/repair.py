@@ -6,9 +6,10 @@ ridge regression towards the weights W it has, not towards 0:
 
     W + (X'X + k I)^-1 X'(Z - X W),    k = strength * mean(diag(X'X)),
 
-after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. Of Q-values the
-order alone counts, so their head is then fitted to the teacher's choice of actions: the KL divergence of the two
-softmaxes is convex in the last weights, as in multinomial logistic regression.
+after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. A layer whose
+outputs are only added to others is solved for the teacher's sum, so that it makes up for what came in with the others.
+Of Q-values the order alone counts, so their head is then fitted to the teacher's choice of actions: the KL divergence
+of the two softmaxes is convex in the last weights, as in multinomial logistic regression.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Lesson:
     places : dict of str to Tensor
         By convolution: the places of its map that are looked at, int64 of shape (P,), counted row by row.
     wanted : dict of str to Tensor
-        By layer, the head included: its outputs before any ReLU, float32 of shape (N * P, channels) or (N, units).
+        By layer, the head included: its outputs before any activation, or the sum that they are part of, float32 of
+        shape (N * P, channels) or (N, units).
     outputs : Tensor of float32, shape (N, actions)
         The teacher's outputs.
     """
@@ -103,7 +105,7 @@ def lessons(teacher: Network, observations: Tensor, seed: int) -> list[Lesson]:
     def listen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         return lambda module, inputs, output: said.update({name: output})
 
-    handles = [teacher.get_submodule(name).register_forward_hook(listen(name)) for name in names]
+    handles = [teacher.get_submodule(_aim(teacher, name)).register_forward_hook(listen(name)) for name in names]
     try:
         return [_lesson(teacher, batch, said, generator) for batch in torch.split(observations, BATCH)]
     finally:
@@ -118,10 +120,7 @@ def _lesson(teacher: Network, batch: Tensor, said: dict[str, Tensor], generator:
         for name, output in said.items()
         if output.dim() == 4
     }
-    wanted = {
-        name: output.flatten(2)[:, :, places[name]].transpose(1, 2).flatten(0, 1) if name in places else output.clone()
-        for name, output in said.items()
-    }
+    wanted = {name: _looked_at(output, places.get(name)).clone() for name, output in said.items()}
     return Lesson(batch, places, wanted, outputs)
 
 
@@ -248,16 +247,34 @@ def _examples(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give X and Z - X W of a layer for batches of states, in float64; X ends in ones for the bias."""
     layer: Any = network.get_submodule(name)
-    found: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda module, inputs: found.append(inputs[0]))
+    found: dict[str, Tensor] = {}
+    aim = _aim(network, name)
+    handles = [
+        layer.register_forward_pre_hook(lambda module, inputs: found.update(inputs=inputs[0])),
+        network.get_submodule(aim).register_forward_hook(lambda module, inputs, output: found.update(said=output)),
+    ]
     try:
         for lesson in lessons:
             fast_outputs(network, lesson.observations)
-            rows = _rows(layer, found.pop(), lesson.places.get(name))
+            places = lesson.places.get(name)
+            rows = _rows(layer, found["inputs"], places)
+            said = rows @ weight.T if aim == name else _looked_at(found["said"], places)
             wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
-            yield rows.double(), (wanted - rows @ weight.T).double()  # single: X'X need not be positive definite
+            yield rows.double(), (wanted - said).double()  # single: X'X need not be positive definite
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+def _aim(network: Network, name: str) -> str:
+    """Say whose value a layer is solved for: its own, or that of the sum which alone reads it."""
+    readers = network.readers(name)
+    return readers[0] if len(readers) == 1 and network.layer(readers[0]).op == "add" else name
+
+
+def _looked_at(values: Tensor, places: Tensor | None) -> Tensor:
+    """Lay out a layer's values at some places of its map, a row each."""
+    return values if places is None else values.flatten(2)[:, :, places].transpose(1, 2).flatten(0, 1)
 
 
 def _sums(examples: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
