@@ -21,7 +21,7 @@ from lrp_compress.compression.learner import Learner, Progress
 from lrp_compress.compression.losses import default_temperature
 from lrp_compress.compression.visited_states import Player, label
 from lrp_compress.config.schema import DistillConfig
-from lrp_compress.environments.acting import cores_shared_with_emulators
+from lrp_compress.environments.acting import ActionRule, cores_shared_with_emulators
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.replay import FrameReplay
 from lrp_compress.environments.rollouts import Rollouts, stacks
@@ -160,7 +160,9 @@ def distill(
         ThreadPoolExecutor(1) as other,
         tqdm(total=samples, desc="distill", unit="sample", unit_scale=True, leave=False, disable=None) as bar,
     ):
-        player = Player(teacher, hinted, groups, acting.rule, config.epsilon, stage_seed(seed, "actions"), dtype)
+        # play that samples explores anyway, and would reach fewer late states
+        rule = ActionRule("greedy", config.epsilon) if greedy else acting.rule
+        player = Player(teacher, hinted, groups, rule, stage_seed(seed, "actions"), dtype)
         start = saved = time.monotonic()
         played = other.submit(player.play, actor(), block)
         every = min(samples / CHECKS, CHECK_AT_LEAST_EVERY)

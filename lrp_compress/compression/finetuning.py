@@ -108,7 +108,7 @@ def finetune(
     learner = ProximalLearner(student, config, dtype)
     learner.restore(checkpoint)
     seed = stage_seed(acting.seed, "from", learner.steps)  # goes on with other games than those already played
-    play = trajectories(learner.student, teacher, config.envs, config.n_steps, acting.protocol, seed, dtype)
+    play = trajectories(learner.student, teacher, (config.n_steps, config.envs), acting.protocol, seed, dtype)
     batches = torch.Generator().manual_seed(stage_seed(seed, "batches"))
     updates: list[Update] = []
     saved = time.monotonic()

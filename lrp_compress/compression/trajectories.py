@@ -70,7 +70,7 @@ class Trajectories:
 
 
 def trajectories(
-    student: Network, teacher: Agent, envs: int, steps: int, protocol: str, seed: int, dtype: torch.dtype
+    student: Network, teacher: Agent, shape: tuple[int, int], protocol: str, seed: int, dtype: torch.dtype
 ) -> Generator[Trajectories, None, None]:
     """Let a student play for ever, and the teacher say what it would do.
 
@@ -79,11 +79,9 @@ def trajectories(
     student : Network
         With a policy head; plays as it is at each step, so it may learn between two blocks.
     teacher : Agent
-        Of the same game, with a policy head and no second stream; on the student's device.
-    envs : int
-        Environments.
-    steps : int
-        Steps of each in a block.
+        Of the same game, with a policy head; on the student's device.
+    shape : (int, int)
+        Of a block: steps, and environments.
     protocol : str
         Name of the protocol played under.
     seed : int
@@ -97,6 +95,7 @@ def trajectories(
         A new block each time. Close the iterator to free the emulators.
     """
     rng = np.random.default_rng(stage_seed(seed, "actions"))
+    steps, envs = shape
     with contextlib.ExitStack() as stack:
         groups = [stack.enter_context(made) for made in env_groups(teacher, envs, protocol, stage_seed(seed, "envs"))]
         lanes = _lanes(groups, reset_groups(groups))

@@ -9,10 +9,9 @@ and the default are then compared in more states, since the differences are smal
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import geometric_mean
 
 import optuna
@@ -47,12 +46,13 @@ BATCH = 32  # states per backward pass: the fastest
 
 @dataclass(frozen=True)
 class Effort:
-    """How carefully a composite is judged: at what ratios, and from how many states at most."""
+    """How a composite is judged: at what ratios, from how many states at most, and whether after repair."""
 
     ratios: tuple[float, ...]
     scored: int
     repaired_from: int
     judged: int
+    repaired: bool = True
 
 
 TRIAL = Effort((0.4, 0.7), scored=64, repaired_from=256, judged=256)
@@ -96,9 +96,7 @@ class Exam:
     seed : int
         Of the repair.
     effort : Effort
-        How carefully.
-    repaired : bool
-        Whether networks are repaired before they are judged.
+        How carefully, and whether networks are repaired before they are judged.
     """
 
     def __init__(
@@ -109,27 +107,26 @@ class Exam:
         prune: PruneConfig,
         seed: int,
         effort: Effort,
-        repaired: bool = True,
     ) -> None:
         held_out = rollouts.held_out()
-        self._network, self._ratios, self._repaired = network, effort.ratios, repaired
+        self._network, self._effort = network, effort
         self._seen = rollouts.part(~held_out, effort.repaired_from)
         self._judged = rollouts.part(held_out, effort.judged)
-        self._lessons = lessons(network, self._seen.observations, seed) if repaired else []
+        self._lessons = lessons(network, self._seen.observations, seed) if effort.repaired else []
         self._temperature = default_temperature(network.head_kind, self._judged.outputs)
-        self._how = dataclasses.replace(config, name="lrp", states=effort.scored, batch_size=BATCH)
-        self._prune = dataclasses.replace(prune, layer_ratios={})
+        self._how = replace(config, name="lrp", states=effort.scored, batch_size=BATCH)
+        self._prune = replace(prune, layer_ratios={})
 
     def __call__(self, composite: str) -> float:
         """Compute the geometric mean over the ratios of the KL divergence on the held-out states, in nats."""
         network, judged = self._network, self._judged
-        how = dataclasses.replace(self._how, composite=composite)
+        how = replace(self._how, composite=composite)
         scores = score_channels(network, self._seen.observations, self._seen.outputs, how, seed=0)
         found = []
-        for ratio in self._ratios:
+        for ratio in self._effort.ratios:
             plan = plan_pruning(scores, network, network.widths, all_channels(network.widths), self._prune, ratio)
             pruned = apply_pruning(network, plan)
-            if self._repaired:
+            if self._effort.repaired:
                 pruned = repair(pruned, plan.keep, self._lessons, (), STRENGTH).network
             found.append(kl(batched_outputs(pruned, judged.observations), judged.outputs, self._temperature).item())
         return geometric_mean(max(divergence, 1e-12) for divergence in found)
@@ -145,7 +142,8 @@ def tune(
 ) -> Tuned:
     """Look for the composite whose relevance says best which channels can go.
 
-    Parameters are those of `Exam`; ``config.trials`` composites are tried.
+    Parameters are those of `Exam`; ``config.trials`` composites are tried. Unless `repaired`, networks are judged as
+    they come out of pruning.
 
     Returns
     -------
@@ -153,7 +151,7 @@ def tune(
         The same for the same seed. Never worse than the epsilon rule by its last judgement, in which that takes part.
     """
     groups = tuned_groups(network)
-    quick = functools.cache(Exam(network, rollouts, config, prune, seed, TRIAL, repaired))
+    quick = functools.cache(Exam(network, rollouts, config, prune, seed, replace(TRIAL, repaired=repaired)))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     starts = dict.fromkeys(rules[: len(groups)] for rules in STARTS)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(n_startup_trials=len(starts), seed=seed))
@@ -171,7 +169,7 @@ def tune(
     with tqdm(total=config.trials + 1 + FINALISTS, desc="tune", unit="trial", leave=False, disable=None) as progress:
         study.optimize(judge, n_trials=config.trials)
         default, *others = trials
-        careful = Exam(network, rollouts, config, prune, seed, FINAL, repaired)
+        careful = Exam(network, rollouts, config, prune, seed, replace(FINAL, repaired=repaired))
         for composite in [default, *sorted(others, key=lambda name: trials[name])[:FINALISTS]]:
             finals[composite] = careful(composite)
             progress.update()
@@ -204,7 +202,7 @@ def score_by_play(
         What the tuning found; None if there was none.
     """
     tuned = tune(network, rollouts, config, prune, seed) if config.name == TUNED else None
-    how = dataclasses.replace(config, composite=tuned.composite) if tuned else config
+    how = replace(config, composite=tuned.composite) if tuned else config
     states = rollouts.part(torch.ones(len(rollouts), dtype=torch.bool), config.states)
     return score_channels(network, states.observations, states.outputs, how, seed), tuned
 

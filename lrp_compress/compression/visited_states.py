@@ -50,9 +50,7 @@ class Player:
     groups : sequence of AtariEnvs
         Where it plays.
     rule : ActionRule
-        How actions are chosen; where that is greedily, `epsilon` of them are random.
-    epsilon : float
-        Probability of a random action in greedy play.
+        How actions are chosen.
     seed : int
         Of the action choice.
     dtype : torch.dtype
@@ -65,13 +63,11 @@ class Player:
         hinted: Mapping[str, Sequence[int]],
         groups: Sequence[AtariEnvs],
         rule: ActionRule,
-        epsilon: float,
         seed: int,
         dtype: torch.dtype,
     ) -> None:
         self._hinted = hinted
-        # play that samples explores anyway, and would reach fewer late states
-        self._rule = ActionRule("greedy", epsilon) if rule.kind == "greedy" else rule
+        self._rule = rule
         self._dtype = dtype
         self._seats = [
             _Seat(_own(teacher.network), envs, step, np.random.default_rng([seed, number]))

@@ -63,7 +63,7 @@ class AnnealedPPO(PPO):
         super().__init__(*args, **kwargs)
         self._entropy_schedule = FloatSchedule(ent_coef)
         self._rate = torch.zeros((), device=self.device)  # the learning rate, where a recording reads it
-        self._replayed_step = Replayed(self.gradient_step)
+        self._replayed_step = Replayed(self._gradient_step)
 
     def train(self) -> None:
         """Update the policy, with the entropy coefficient of this time of the training."""
@@ -99,7 +99,7 @@ class AnnealedPPO(PPO):
         self.logger.record("train/clip_range", clip_range)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
-    def gradient_step(
+    def _gradient_step(
         self,
         observations: Tensor,
         actions: Tensor,

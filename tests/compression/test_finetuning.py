@@ -55,7 +55,7 @@ def weights(network: Network) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def block(student: Network, teacher: Agent) -> Trajectories:
-    with contextlib.closing(trajectories(student, teacher, 16, 8, "noop", 0, torch.float32)) as blocks:
+    with contextlib.closing(trajectories(student, teacher, (8, 16), "noop", 0, torch.float32)) as blocks:
         return next(blocks)
 
 

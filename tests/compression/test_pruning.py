@@ -60,10 +60,7 @@ def masked(network: Network, kept: Mapping[str, list[int]]) -> Network:
         value = network.value(network.layer(name).inputs[0])
         mask = torch.zeros(network.widths[value.channels], value.positions)
         mask[kept[value.channels]] = 1
-        if network.layer(name).op == "dense":
-            mask = mask.flatten()
-        else:
-            mask = mask[..., None]
+        mask = mask.flatten() if network.layer(name).op == "dense" else mask[..., None]
         result.get_submodule(name).register_forward_pre_hook(lambda module, inputs, mask=mask: (inputs[0] * mask,))
     return result
 

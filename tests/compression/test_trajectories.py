@@ -38,7 +38,7 @@ def student(device: str) -> Network:
 def blocks(
     student: Network, teacher: Agent, count: int, envs: int = 5, steps: int = 80, seed: int = 0
 ) -> list[Trajectories]:
-    play = trajectories(student, teacher, envs, steps, "noop", seed, torch.float32)
+    play = trajectories(student, teacher, (steps, envs), "noop", seed, torch.float32)
     with contextlib.closing(play) as made:
         return list(itertools.islice(made, count))
 

@@ -88,16 +88,16 @@ def test_another_seed_tries_other_rules() -> None:
 
 def test_networks_are_repaired_before_they_are_judged() -> None:
     network = small_network("policy")
-    effort = Effort((0.3,), 16, 60, 12)
-    left, lost = (Exam(network, played(network), CRITERION, PRUNE, 0, effort, repaired) for repaired in (True, False))
+    efforts = (Effort((0.3,), 16, 60, 12, repaired) for repaired in (True, False))
+    left, lost = (Exam(network, played(network), CRITERION, PRUNE, 0, effort) for effort in efforts)
     assert left("conv2 epsilon") < 0.8 * lost("conv2 epsilon")
 
 
 def test_only_the_layers_that_may_lose_channels_are_judged() -> None:
     network = small_network("policy")
-    effort = Effort((0.5,), 16, 60, 12)
+    effort = Effort((0.5,), 16, 60, 12, repaired=False)
     every, conv = (
-        Exam(network, played(network), CRITERION, dataclasses.replace(PRUNE, layers=layers), 0, effort, False)
+        Exam(network, played(network), CRITERION, dataclasses.replace(PRUNE, layers=layers), 0, effort)
         for layers in ("all", "conv")
     )
     assert every("conv2 epsilon") != conv("conv2 epsilon")
