@@ -78,8 +78,9 @@ class Learner:
         States to learn from at most.
     temperature, unit : float
         Of the loss, and of the outputs that are learned.
-    by_agreement : bool
-        Whether the best student is the one that agrees most, as suits greedy play, or the one of least loss.
+    greedy : bool
+        Whether the student is judged by how often it disagrees, as suits greedy play, or by its loss: that of sharp
+        Q-values falls for long where two actions are worth about the same, and the choices stay as they are.
     dtype : torch.dtype
         Precision of the gradient steps.
     seed : int
@@ -95,7 +96,7 @@ class Learner:
         samples: int,
         temperature: float,
         unit: float,
-        by_agreement: bool,
+        greedy: bool,
         dtype: torch.dtype,
         seed: int,
     ) -> None:
@@ -113,7 +114,7 @@ class Learner:
         self._learning_rate = config.learning_rate or LEARNING_RATES[student.head_kind]
         self._unit = unit
         self._temperature = temperature / unit
-        self._by_agreement = by_agreement
+        self._greedy = greedy
         self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
@@ -123,7 +124,7 @@ class Learner:
             student.parameters(), lr=self._learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self._rng = torch.Generator().manual_seed(seed)
-        self._least = self._badness(*self._judge(self._best))
+        self._least = self._distance(*self._judge(self._best))
 
     @property
     def actor(self) -> Network:
@@ -184,8 +185,8 @@ class Learner:
     def check(self) -> Progress:
         """Judge the average on the held-out states, and keep it if it is the best so far."""
         held_out_loss, agreement = self._judge(self.actor)
-        if self._badness(held_out_loss, agreement) <= self._least:
-            self._least = self._badness(held_out_loss, agreement)
+        if self._distance(held_out_loss, agreement) <= self._least:
+            self._least = self._distance(held_out_loss, agreement)
             self._best.load_state_dict(self.actor.state_dict())
         loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
@@ -193,14 +194,15 @@ class Learner:
         return self.curve[-1]
 
     def stalls(self) -> bool:
-        """Tell whether the held-out loss is small enough, or its mean over ``config.patience`` samples hardly falls."""
-        if self.curve and self.curve[-1].held_out_loss < self._config.enough:
+        """Tell whether the distance is small enough, or its mean over ``config.patience`` samples hardly falls."""
+        distances = [self._distance(progress.held_out_loss, progress.agreement) for progress in self.curve]
+        if distances and distances[-1] < self._config.enough:
             return True
         windows: tuple[list[float], list[float]] = [], []
-        for progress in self.curve:
+        for progress, distance in zip(self.curve, distances, strict=True):
             age = (self.samples_checked - progress.samples) // self._config.patience
             if age < len(windows):
-                windows[age].append(progress.held_out_loss)
+                windows[age].append(distance)
         if self.samples_checked < 2 * self._config.patience or not all(windows):
             return False
         newer, older = map(fmean, windows)
@@ -211,8 +213,8 @@ class Learner:
         wanted = self._held_out.outputs / self._unit
         return float(self._loss(outputs, wanted, self._temperature)), action_agreement(outputs, wanted)
 
-    def _badness(self, loss: float, agreement: float) -> float:
-        return -agreement if self._by_agreement else loss
+    def _distance(self, loss: float, agreement: float) -> float:
+        return 1 - agreement if self._greedy else loss
 
     def finished(self, matched: bool) -> tuple[Network, float]:
         """Give the best student, and what its logits were divided by.

@@ -30,7 +30,7 @@ def completed(lrp_compress: Command, line: str, shell: str = "bash") -> list[str
         ("lrp-compress prune=cubic prune.schedule=", ["prune.schedule=cubic"]),
         ("lrp-compress sea", ["search.", "search="]),
         ("lrp-compress search.n_", ["search.n_jobs=", "search.n_trials="]),
-        ("lrp-compress search=smoke search.n_trials=", ["search.n_trials=6"]),
+        ("lrp-compress search=smoke search.n_trials=", ["search.n_trials=5"]),
         ("lrp-compress search.space.na", ["search.space.name="]),
         ("lrp-compress fi", ["finetune.", "finetune=", "firmware"]),
         ("lrp-compress train al", ["algorithm="]),
