@@ -64,9 +64,7 @@ def save_float(path: Path, agent: Agent) -> None:
     _save(path, _float_model(agent.network), agent, "float32")
 
 
-def save_int8(
-    path: Path, agent: Agent, observations: NDArray[Any], per_channel: bool, operators: bool = True
-) -> None:
+def save_int8(path: Path, agent: Agent, observations: NDArray[Any], per_channel: bool, operators: bool = True) -> None:
     """Quantise an agent and write it as int8 ONNX, atomically.
 
     Weights become int8, symmetric about 0; activations uint8 between the smallest and the largest value seen. Pixels
