@@ -168,9 +168,7 @@ def test_files_of_other_kinds_are_refused(int8_file: Path, tmp_path: Path):
     model = onnx.load(int8_file)
     onnx.helper.set_model_props(model, {"format": "float32"})
     onnx.save(model, tmp_path / "float.onnx")
-    with pytest.raises(
-        UserError, match=r"float\.onnx is float32; C code is made of files in int8 QO"
-    ):
+    with pytest.raises(UserError, match=r"float\.onnx is float32; C code is made of files in int8 QO"):
         export_c(tmp_path / "float.onnx", tmp_path)
     with pytest.raises(UserError, match=r"none\.onnx does not exist"):
         export_c(tmp_path / "none.onnx", tmp_path)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.deployment.c.integer_layers import IntegerLayer, Table, read_int8
+from lrp_compress.deployment.c.integer_layers import read_int8
+from lrp_compress.deployment.c.layers import IntegerLayer, Table
 from lrp_compress.deployment.c.source import example_outputs, export_c
 from lrp_compress.deployment.files.onnx_models import has_operators, save_float, save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy

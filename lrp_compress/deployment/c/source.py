@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrp_compress.deployment.c.int8_files import Grid
-from lrp_compress.deployment.c.integer_layers import (
-    BLOCK,
+from lrp_compress.deployment.c.integer_layers import BLOCK, read_int8
+from lrp_compress.deployment.c.layers import (
     Addition,
     IntegerLayer,
     IntegerNetwork,
@@ -29,7 +29,6 @@ from lrp_compress.deployment.c.integer_layers import (
     Step,
     Table,
     Window,
-    read_int8,
 )
 from lrp_compress.deployment.c.placement import ALIGNMENT, Block, place
 from lrp_compress.deployment.files.onnx_sessions import INPUT
@@ -166,7 +165,7 @@ class _Memory:
                 place_of[name] = name
                 blocks[name] = Block(size, number, last[name])
             if isinstance(step.layer, IntegerLayer) and step.layer.window:
-                blocks[_window_of(step)] = Block(len(step.layer.row) * step.layer.run, number, number)
+                blocks[_window_of(step)] = Block(step.layer.window_bytes, number, number)
         offsets, self.size = place(list(blocks.values()))
         at = dict(zip(blocks, offsets, strict=True))
         self._offsets = at | {name: at[block] for name, block in place_of.items()}
@@ -239,8 +238,7 @@ def _constants(number: int, step: Step) -> Iterator[str]:
     elif isinstance(layer, IntegerLayer):
         yield from _layer(number, layer)
         if layer.window:
-            rows = np.arange(len(layer.row)) * layer.run
-            yield _array("uint32_t", f"copied{number}", rows)
+            yield _array("uint32_t", f"copied{number}", np.arange(len(layer.row)) * layer.run)
             planes, pixel = (given.channels, 1) if given.planar else (1, given.channels)
             sides = [given.height, given.width, planes, pixel]
             yield _struct("border", number, *sides, *_window(layer.window), layer.input_zero, f"copied{number}")
