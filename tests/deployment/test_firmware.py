@@ -47,10 +47,11 @@ def stub(folder: Path, body: str) -> CSource:
     """Code whose decision is something else."""
     folder.mkdir(exist_ok=True)
     (folder / "policy.h").write_text(
-        "#include <stdint.h>\n#define POLICY_ACTIONS 2\nvoid policy(const uint8_t o[1][4][84][84], float y[1][2]);\n"
+        "#include <stdint.h>\n#define POLICY_ACTIONS 2\ntypedef uint8_t policy_observations[1][4][84][84];\n"
+        "void policy(const policy_observations o, float y[1][2]);\n"
     )
     (folder / "policy.c").write_text(
-        f'#include "policy.h"\nvoid policy(const uint8_t o[1][4][84][84], float y[1][2]) {{ {body} }}\n'
+        f'#include "policy.h"\nvoid policy(const policy_observations o, float y[1][2]) {{ {body} }}\n'
     )
     return CSource(folder, 2, 0)
 
@@ -167,7 +168,7 @@ def test_files_of_other_kinds_are_refused(int8_file: Path, tmp_path: Path):
     model = onnx.load(int8_file)
     onnx.helper.set_model_props(model, {"format": "float32"})
     onnx.save(model, tmp_path / "float.onnx")
-    with pytest.raises(UserError, match=r"float\.onnx is float32; C code is made of files in int8 QOperator format"):
+    with pytest.raises(UserError, match=r"float\.onnx is float32; C code is made of files in int8 QO"):
         export_c(tmp_path / "float.onnx", tmp_path)
     with pytest.raises(UserError, match=r"none\.onnx does not exist"):
         export_c(tmp_path / "none.onnx", tmp_path)

@@ -28,7 +28,6 @@ from lrp_compress.support.errors import UserError
 WIDTHS = {
     "policy": {"conv1": 5, "conv2": 6, "conv3": 7, "fc1": 9},
     "q": {"conv1": 5, "conv2": 6, "conv3": 7, "fc1": 9, "fc2": 8},
-    "dueling": {"conv1": 5, "conv2": 6, "conv3": 7, "value_fc1": 9, "advantage_fc1": 8},
 }
 
 
@@ -59,7 +58,7 @@ def test_float32_equals_the_network(tmp_path: Path, play: NDArray[np.uint8], hea
     assert all(value.equal(before[name]) for name, value in own.network.state_dict().items())
     assert policy.metadata["game"] == "pong"
     assert policy.metadata["actions"] == "6"
-    assert policy.metadata["head"] == ("policy" if head == "policy" else "q")
+    assert policy.metadata["head"] == head
     assert policy.metadata["format"] == "float32"
     assert json.loads(policy.metadata["lineage"]) == {"step": 1}
     model = onnx.load(path)
@@ -68,7 +67,7 @@ def test_float32_equals_the_network(tmp_path: Path, play: NDArray[np.uint8], hea
     assert [file.name for file in tmp_path.iterdir()] == ["agent.onnx"]  # one file
 
 
-@pytest.mark.parametrize(("head", "per_channel"), [("policy", True), ("q", False), ("dueling", True)])
+@pytest.mark.parametrize(("head", "per_channel"), [("policy", True), ("q", False)])
 def test_int8_is_near_and_both_formats_are_the_same(
     tmp_path: Path, play: NDArray[np.uint8], head: str, per_channel: bool
 ) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from lrp_compress.deployment.measuring.profiling import profile_network
+from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
+from lrp_compress.networks.spaces import Decision, Observations
+from tests.deployment.graphs import GRAPHS, Chain, seen
 
 CONVS = {"conv1": 3, "conv2": 5, "conv3": 7}
 
@@ -37,16 +41,28 @@ def test_layers_of_odd_widths() -> None:
     assert [layer.activation_bytes for layer in layers[-3:]] == [4 * (343 + 11), 4 * (11 + 13), 4 * (13 + 4)]
 
 
-def test_both_streams_of_a_dueling_network_count() -> None:
-    network = nature_cnn({**CONVS, "value_fc1": 11, "advantage_fc1": 13}, "dueling", 4)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_any_network_counts_as_pytorch_counts(name: str) -> None:
+    network = GRAPHS[name]().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.from_numpy(seen(network, 1, 0)))
     profile = profile_network(network)
+    assert profile.macs == counter.get_total_flops() // 2 == sum(layer.macs for layer in profile.layers)
     assert profile.params == sum(parameter.numel() for parameter in network.parameters())
-    macs = {layer.name: layer.macs for layer in profile.layers}
-    assert macs["value_fc1"] == 343 * 11
-    assert macs["value_head"] == 11
-    assert macs["advantage_fc1"] == 343 * 13
-    assert macs["advantage_head"] == 13 * 4
-    assert profile.macs == sum(macs.values())
+
+
+def test_what_is_read_later_is_kept() -> None:
+    then = Chain()
+    kept = then("dense", width=50)
+    then("relu")
+    then("dense", width=60)
+    then("relu")
+    then("dense", width=50)
+    then("add", then.layers[-1].name, kept)
+    then("dense", name="head", width=2)
+    network = Network(then.layers, Observations((10,), "float32"), Decision("q", 2))
+    # the second layer reads the activation of the first and writes its own, while the first is kept for the sum
+    assert profile_network(network).activation_bytes == 4 * (50 + 50 + 60)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import time
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,12 +84,12 @@ class EmulatedBoard:
     ) -> None:
         self._stop()
 
-    def outputs(self, observations: NDArray[np.uint8]) -> Tensor:
+    def outputs(self, observations: NDArray[Any]) -> Tensor:
         """Let the board decide.
 
         Parameters
         ----------
-        observations : ndarray of uint8, shape (N, 4, 84, 84)
+        observations : ndarray, shape (N, ...)
             One decision each, one after the other.
 
         Returns
@@ -110,7 +111,7 @@ class EmulatedBoard:
         (stack,) = WORD.unpack(self._exchange(b"", WORD.size))
         return int(stack)
 
-    def _decide(self, observation: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _decide(self, observation: NDArray[Any]) -> NDArray[np.float32]:
         ticks, action, *values = self._decision.unpack(self._exchange(observation.tobytes(), self._decision.size))
         outputs = np.array(values, dtype=np.float32)
         if action != outputs.argmax():

@@ -1,82 +1,41 @@
-"""The layers of an int8 ONNX file, laid out as the C kernel wants them."""
+"""The layers of an int8 ONNX file, laid out as the C kernels want them.
+
+Each computes what ONNX Runtime computes, bit for bit, on every processor: exact integer sums, and between them IEEE
+float32 in ONNX Runtime's order of operations. Activations that are curved, or that read a byte, are tables of what ONNX
+Runtime makes of each byte here.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnxruntime
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from lrp_compress.agents.checkpoints import ROM_ID
+from lrp_compress.deployment.c.int8_files import Grid, Operation, open_int8
+from lrp_compress.deployment.c.layers import (
+    Addition,
+    IntegerLayer,
+    IntegerNetwork,
+    Layer,
+    Pair,
+    Pool,
+    Rounding,
+    Step,
+    Table,
+    Value,
+    Window,
+)
+from lrp_compress.deployment.files.onnx_models import IR_VERSION, OPSET
+from lrp_compress.deployment.files.onnx_sessions import INPUT
 from lrp_compress.support.errors import UserError
 
-FORMAT = "int8 QOperator"
-LARGEST = 2**26  # bytes of a file
-LAYERS, SHAPES = ("QLinearConv", "QGemm"), ("Flatten", "Reshape")  # the operators that are known
 BLOCK = 4  # channels that the kernel computes at a time, and bytes that it reads at a time
-
-
-@dataclass(frozen=True)
-class IntegerLayer:
-    """A convolution or a dense layer, as ``kernels.h`` describes it.
-
-    Attributes
-    ----------
-    height, width, channels : int
-        Of the output, which lies channel last.
-    run : int
-        Bytes of a filter's row, rounded up to a multiple of 4.
-    step_y, step_x : int
-        Bytes of the input from one output to the next below, and to the right.
-    row : ndarray of uint16, shape (rows,)
-        Where in the input each row starts.
-    weights : ndarray of int8, shape (blocks, rows, run / 4, 4, 4)
-        The last two axes are channels and bytes.
-    bias : ndarray of int32, shape (4 * blocks,)
-        With the input's zero point worked in.
-    scale : ndarray of float32, shape (4 * blocks,)
-        Input's scale times weights' scale over output's scale, as onnxruntime computes it; the head's outputs are
-        float32, of scale 1.
-    zero : int
-        The output's zero point; 0 for the head.
-    """
-
-    height: int
-    width: int
-    channels: int
-    run: int
-    step_y: int
-    step_x: int
-    row: NDArray[np.uint16]
-    weights: NDArray[np.int8]
-    bias: NDArray[np.int32]
-    scale: NDArray[np.float32]
-    zero: int
-
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of the output with the 3 that are written behind it."""
-        return self.height * self.width * self.channels + BLOCK - 1
-
-
-@dataclass(frozen=True)
-class IntegerNetwork:
-    """A network that computes in int8.
-
-    Attributes
-    ----------
-    layers : list of IntegerLayer
-        From the observation, uint8 (4, 84, 84), to the head, the only one whose outputs are float32.
-    metadata : dict of str to str
-        What the file says of the agent.
-    """
-
-    layers: list[IntegerLayer]
-    metadata: dict[str, str]
 
 
 def read_int8(path: Path) -> IntegerNetwork:
@@ -85,8 +44,7 @@ def read_int8(path: Path) -> IntegerNetwork:
     Parameters
     ----------
     path : Path
-        In the format ``int8 QOperator``: input ``observations``, uint8 (N, 4, 84, 84), scale 1/255; convolutions and
-        dense layers, of which the last gives float32.
+        As `lrp_compress.deployment.files.onnx_models.save_int8` writes it, in either format.
 
     Returns
     -------
@@ -95,133 +53,157 @@ def read_int8(path: Path) -> IntegerNetwork:
     Raises
     ------
     UserError
-        If it is missing, corrupt, of another format, or has an operator that the kernel does not know.
+        If it is missing, corrupt, of another format, or has an operator that the kernels do not know.
     """
-    if not path.is_file():
-        raise UserError(f"ONNX file {path} does not exist")
-    if path.stat().st_size > LARGEST:
-        raise UserError(f"ONNX file {path} has more than {LARGEST >> 20} MiB; no network of that size fits a board")
     try:
-        model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's decoder and onnx's checker share no kind of error
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"ONNX file {path} is not whole: {reason}; export the agent again") from error
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if metadata.get("format") != FORMAT:
-        given = metadata.get("format", "of no stated format")
-        raise UserError(f"ONNX file {path} is {given}; C code is made of files in {FORMAT} format")
-    if missing := {"game", "head", "actions"} - metadata.keys():
-        raise UserError(f"ONNX file {path} does not state its {', '.join(sorted(missing))}; export the agent again")
-    if not ROM_ID.fullmatch(metadata["game"]):  # it becomes part of a comment and of a configuration
-        raise UserError(f"ONNX file {path}: its game {metadata['game'][:40]!r} is not the id of a ROM")
-    try:
-        return _network(model.graph, metadata)
+        file = open_int8(path)
+        return IntegerNetwork(file.shape, file.dtype, list(_steps(file.shape, file.operations)), file.metadata)
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"ONNX file {path} cannot be turned into C: {error}") from error
 
 
-def _network(graph: onnx.GraphProto, metadata: dict[str, str]) -> IntegerNetwork:
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear":
-            raise ValueError("its outputs are rounded to 8 bits, as in earlier versions; export the agent again")
-        if node.op_type not in (*LAYERS, *SHAPES):
-            raise ValueError(f"the operator {node.op_type} is not known")
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
-        raise ValueError("its weights are in other files")
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    layers: list[IntegerLayer] = []
-    shape = (4, 84, 84)  # channels, height, width of the input of the next layer
-    for node in graph.node:
-        values = [constants.get(name) for name in node.input]
-        attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
-        if node.op_type == "QLinearConv":
-            layers.append(_convolution(values, attributes, shape, channel_last=bool(layers)))
-            shape = (layers[-1].channels, layers[-1].height, layers[-1].width)
-        elif node.op_type == "QGemm":
-            layers.append(_dense(values, attributes, shape))
-            shape = (layers[-1].channels, 1, 1)
-            if node.output[0] == graph.output[0].name:
-                return IntegerNetwork(layers, metadata)
-    raise ValueError("its last layer is not dense")
+def _steps(shape: tuple[int, ...], operations: list[Operation]) -> Iterator[Step]:
+    channels, height, width = shape if len(shape) == 3 else (shape[0], 1, 1)
+    values = {INPUT: Value(INPUT, channels, height, width, planar=len(shape) == 3, flat=len(shape) == 1)}
+    for operation in operations:
+        inputs = tuple(values[name] for name in operation.inputs)
+        if inputs[0].planar and operation.op not in ("Conv", "QuantizeLinear"):
+            raise ValueError("pictures are read by what is no convolution")
+        if operation.op in ("Reshape", "Flatten"):
+            values[operation.output] = dataclasses.replace(inputs[0], flat=True)
+            continue
+        layer, output = _layer(operation, inputs)
+        values[operation.output] = output
+        yield Step(layer, inputs, output)
 
 
-def _convolution(
-    values: list[Any], attributes: dict[str, Any], shape: tuple[int, int, int], channel_last: bool
-) -> IntegerLayer:
-    _, input_scale, input_zero, weights, weight_scale, weight_zero, scale, zero, *rest = values
-    kernel, stride = weights.shape[2:], attributes.get("strides", [1, 1])
-    if (
-        any(attributes.get("pads", ()))
-        or attributes.get("group", 1) != 1
-        or set(attributes.get("dilations", [1])) != {1}
-    ):
-        raise ValueError("a convolution is padded, grouped or dilated")
-    channels, height, width = shape
-    if channel_last:
-        rows, line, pixel = [y * width * channels for y in range(kernel[0])], width * channels, channels
-        ordered = weights.transpose(0, 2, 3, 1).reshape(len(weights), kernel[0], -1)
+def _layer(operation: Operation, inputs: tuple[Value, ...]) -> tuple[Layer, Value]:
+    """Lay out what an operation computes."""
+    given, grid = inputs[0], operation.grid
+    same = dataclasses.replace(given, name=operation.output)
+    if operation.op == "Conv":
+        return _convolution(operation, given)
+    if operation.op == "Gemm":
+        return _dense(operation, given)
+    if operation.op in ("MaxPool", "AveragePool"):
+        return _pool(operation, given)
+    if grid is None:
+        raise ValueError(f"a {operation.op} gives no bytes")
+    if operation.op == "QuantizeLinear":
+        return Rounding(grid), same
+    if operation.op == "Sum":
+        if len({(one.channels, one.height * one.width) for one in inputs}) > 1:
+            raise ValueError("what is added differs in its sides")
+        return Addition(operation.grids, grid), same
+    return Table(_table(operation.op, operation.attributes, operation.grids[0], grid)), same
+
+
+def _table(op: str, attributes: dict[str, Any], given: Grid, grid: Grid) -> NDArray[np.uint8]:
+    """Let ONNX Runtime compute what an activation makes of each byte."""
+    constants = {"given": given.scale, "given_zero": np.uint8(given.zero)}
+    constants |= {"grid": grid.scale, "grid_zero": np.uint8(grid.zero)}
+    slope = {"alpha": float(attributes["alpha"])} if "alpha" in attributes else {}
+    nodes = [
+        helper.make_node("DequantizeLinear", ["bytes", "given", "given_zero"], ["floats"]),
+        helper.make_node(op, ["floats"], ["curved"], **slope),
+        helper.make_node("QuantizeLinear", ["curved", "grid", "grid_zero"], ["table"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.UINT8, [256]) for name in ("bytes", "table")]
+    tensors = [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "table", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    table: NDArray[np.uint8] = session.run(None, {"bytes": np.arange(256, dtype=np.uint8)})[0]
+    return table
+
+
+def _moving(attributes: dict[str, Any], kernel: tuple[int, ...], given: Value) -> tuple[Window, Pair]:
+    """Say how a window moves over a map, and how often it fits below and beside itself."""
+    stride, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0, 0, 0])
+    odd = attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or attributes.get("ceil_mode", 0)
+    if odd or attributes.get("group", 1) != 1 or set(attributes.get("dilations", [1])) != {1} or given.flat:
+        raise ValueError("a window is grouped, dilated or padded in a way that is not known, or on no map")
+    if min(stride) < 1 or not all(0 <= pad < side for pad, side in zip(pads, [*kernel] * 2, strict=True)):
+        raise ValueError("a window's stride is below 1, or its padding no smaller than itself")
+    height, width = (
+        (side + pads[axis] + pads[axis + 2] - kernel[axis]) // stride[axis] + 1
+        for axis, side in enumerate((given.height, given.width))
+    )
+    if min(height, width) < 1:
+        raise ValueError("a window is larger than its input")
+    return Window((kernel[0], kernel[1]), (stride[0], stride[1]), (pads[0], pads[1]), any(pads)), (height, width)
+
+
+def _convolution(operation: Operation, given: Value) -> tuple[IntegerLayer, Value]:
+    assert operation.weights is not None
+    weights = operation.weights.values
+    window, size = _moving(operation.attributes, weights.shape[2:], given)
+    if weights.ndim != 4 or weights.shape[1] != given.channels or operation.grid is None:
+        raise ValueError("a convolution has other inputs than it gets, or gives floats")
+    channels, height, width = given.channels, given.height, given.width
+    if given.planar:
+        rows = [(c * height + y) * width for c in range(channels) for y in range(window.kernel[0])]
+        line, pixel = width, 1
+        ordered = weights.reshape(len(weights), -1, window.kernel[1])
     else:
-        rows, line, pixel = [(c * height + y) * width for c in range(channels) for y in range(kernel[0])], width, 1
-        ordered = weights.reshape(len(weights), -1, kernel[1])
-    if weights.dtype != np.int8 or weights.shape[1] != channels or min(stride) < 1:
-        raise ValueError(
-            "a convolution's weights are not int8, have other inputs than it gets, or its stride is below 1"
-        )
-    size = [(extent - own) // step + 1 for extent, own, step in zip((height, width), kernel, stride, strict=True)]
-    if min(size) < 1:
-        raise ValueError("a convolution's kernel is larger than its input")
-    bias = rest[0] if rest else np.zeros(len(weights), np.int32)
-    if weight_zero.any():
-        raise ValueError("weights have a zero point other than 0")
-    return _laid_out(
-        (size[0], size[1]), (stride[0] * line, stride[1] * pixel), rows, ordered,
-        _rescaling(input_scale, weight_scale, scale, len(weights)), bias, int(input_zero), int(zero),
-    )  # fmt: skip
+        rows = [y * width * channels for y in range(window.kernel[0])]
+        line, pixel = width * channels, channels
+        ordered = weights.transpose(0, 2, 3, 1).reshape(len(weights), window.kernel[0], -1)
+    steps = (window.stride[0] * line, window.stride[1] * pixel)
+    output = Value(operation.output, len(weights), *size)
+    return _laid_out(operation, output, steps, rows, ordered, window if window.padded else None), output
 
 
-def _dense(values: list[Any], attributes: dict[str, Any], shape: tuple[int, int, int]) -> IntegerLayer:
-    _, input_scale, input_zero, weights, weight_scale, weight_zero, bias, *output = values
-    scale, zero = output or (1.0, 0)
-    weights = weights if attributes.get("transB", 0) else weights.T
-    if weight_zero.any() or attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
-        raise ValueError("a dense layer is transposed or scaled, or its weights have a zero point other than 0")
+def _dense(operation: Operation, given: Value) -> tuple[IntegerLayer, Value]:
+    assert operation.weights is not None
+    weights = operation.weights.values
+    if not given.flat or weights.ndim != 2 or weights.shape[1] != given.count:
+        raise ValueError("a dense layer has other inputs than it gets")
     # The file flattens channel first, the kernel's activations lie channel last.
-    ordered = weights.reshape(len(weights), *shape).transpose(0, 2, 3, 1).reshape(len(weights), 1, -1)
-    return _laid_out(
-        (1, 1), (0, 0), [0], ordered,
-        _rescaling(input_scale, weight_scale, scale, len(weights)), bias, int(input_zero), int(zero),
-    )  # fmt: skip
+    ordered = weights.reshape(-1, given.channels, given.height * given.width).transpose(0, 2, 1)
+    output = Value(operation.output, len(weights), 1, 1, flat=True)
+    return _laid_out(operation, output, (0, 0), [0], ordered.reshape(len(weights), 1, -1), None), output
 
 
-def _rescaling(input_scale: Any, weight_scale: Any, scale: Any, channels: int) -> NDArray[np.float32]:
-    factors = np.float32(input_scale) * weight_scale.astype(np.float32) / np.float32(scale)
-    return np.broadcast_to(factors.reshape(-1), channels)
+def _pool(operation: Operation, given: Value) -> tuple[Pool, Value]:
+    window, size = _moving(operation.attributes, tuple(operation.attributes["kernel_shape"]), given)
+    mean = operation.op == "AveragePool"
+    if mean and (window.padded or operation.grid is None):
+        raise ValueError("a mean is padded, or gives floats")
+    pool = Pool(window, operation.grids[0] if mean else None, operation.grid if mean else None)
+    return pool, Value(operation.output, given.channels, *size)
 
 
 def _laid_out(
-    size: tuple[int, int],
-    steps: tuple[int, int],
+    operation: Operation,
+    output: Value,
+    steps: Pair,
     rows: list[int],
-    weights: NDArray[np.int8],
-    scale: NDArray[np.float32],
-    bias: NDArray[np.int32],
-    input_zero: int,
-    zero: int,
+    ordered: NDArray[np.int8],
+    window: Window | None,
 ) -> IntegerLayer:
     """Bring weights of shape (channels, rows, run) into the kernel's order, with zeros up to multiples of 4."""
-    channels, count, run = weights.shape
+    assert operation.weights is not None
+    (given,) = operation.grids
+    grid = operation.grid or Grid(np.float32(1), 0)
+    channels, count, run = ordered.shape
     blocks, words = -(-channels // BLOCK), -(-run // BLOCK)
     more = blocks * BLOCK - channels
-    padded = np.pad(weights, ((0, more), (0, 0), (0, words * BLOCK - run)))
+    padded = np.pad(ordered, ((0, more), (0, 0), (0, words * BLOCK - run)))
+    scale = np.broadcast_to((given.scale * operation.weights.scale / grid.scale).reshape(-1), channels)
+    bias = operation.weights.bias - given.zero * ordered.sum((1, 2), dtype=np.int32)
     return IntegerLayer(
-        *size,
+        output.height,
+        output.width,
         channels,
         words * BLOCK,
-        *steps,
-        np.array(rows, np.uint16),
+        words * BLOCK - run,
+        steps,
+        np.array(rows, np.uint32),
         padded.reshape(blocks, BLOCK, count, words, BLOCK).transpose(0, 2, 3, 1, 4),
-        np.pad(bias - input_zero * weights.sum((1, 2), dtype=np.int32), (0, more)),
+        np.pad(bias, (0, more)),
         np.pad(scale, (0, more)),
-        zero,
+        grid.zero,
+        window,
+        given.zero,
     )

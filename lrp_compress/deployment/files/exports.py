@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.deployment.c.source import example_outputs, export_c
 from lrp_compress.deployment.files.converters import executorch_outputs, litert_outputs, save_executorch, save_litert
-from lrp_compress.deployment.files.onnx_models import save_int8
+from lrp_compress.deployment.files.onnx_models import has_operators, save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import Deviation, deviation
 from lrp_compress.networks.fast import batched_outputs
@@ -39,7 +39,7 @@ class Deliverable:
         The student.
     float_file : Path
         Its float32 ONNX file.
-    held_out : ndarray of uint8, shape (N, 4, 84, 84)
+    held_out : ndarray, shape (N, *observations.shape)
         States of its play, for the comparison.
     int8 : Int8Source or None
         What its int8 file was made of; none if there is none.
@@ -47,7 +47,7 @@ class Deliverable:
 
     agent: Agent
     float_file: Path
-    held_out: NDArray[np.uint8]
+    held_out: NDArray[Any]
     int8: Int8Source | None
 
 
@@ -58,10 +58,10 @@ class Int8Source:
     Attributes
     ----------
     path : Path
-        The ONNX file with integer operators.
+        The ONNX file.
     agent : Agent
         The float32 agent; distilled once more where that was needed.
-    calibration : ndarray of uint8, shape (N, 4, 84, 84)
+    calibration : ndarray, shape (N, *observations.shape)
         States that set the ranges of its activations.
     per_channel : bool
         Whether each output channel has its own scale.
@@ -69,7 +69,7 @@ class Int8Source:
 
     path: Path
     agent: Agent
-    calibration: NDArray[np.uint8]
+    calibration: NDArray[Any]
     per_channel: bool
 
 
@@ -119,7 +119,7 @@ def check_exports(names: list[str], quantize: str) -> None:
 
 
 def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
-    """Write ONNX files: float32, int8 with integer operators, int8 between pairs of quantise and dequantise.
+    """Write ONNX files: float32, int8, and where that has integer operators, int8 between quantise and dequantise too.
 
     Raises
     ------
@@ -130,10 +130,11 @@ def export_onnx(what: Deliverable, folder: Path) -> dict[str, Deviation]:
     path = _copied(what.float_file, folder / "student.onnx")
     deviations = {"float32": _equal("onnx", path, OnnxPolicy(path).outputs(what.held_out), what)}
     if (source := what.int8) is not None:
-        operators = _copied(source.path, folder / "student-int8.onnx")
-        pairs = folder / "student-int8-qdq.onnx"
-        save_int8(pairs, source.agent, source.calibration, source.per_channel, operators=False)
-        for name, file in (("int8", operators), ("int8_qdq", pairs)):
+        files = {"int8": _copied(source.path, folder / "student-int8.onnx")}
+        if has_operators(source.agent.network):
+            files["int8_qdq"] = folder / "student-int8-qdq.onnx"
+            save_int8(files["int8_qdq"], source.agent, source.calibration, source.per_channel, operators=False)
+        for name, file in files.items():
             deviations[name] = _compared(OnnxPolicy(file).outputs(what.held_out), source.agent, what)
     return deviations
 
@@ -144,7 +145,7 @@ def export_c_code(what: Deliverable, folder: Path) -> dict[str, Deviation]:
     Raises
     ------
     UserError
-        If there is no int8 file, it has other layers than a Nature CNN's, or an output bit differs.
+        If there is no int8 file, it cannot be turned into C, or an output bit differs.
     """
     if what.int8 is None:
         raise UserError("export=c is made of the int8 file; choose quantize=int8")
@@ -161,8 +162,8 @@ def export_c_code(what: Deliverable, folder: Path) -> dict[str, Deviation]:
 def converter(
     name: str,
     suffix: str,
-    save: Callable[[Path, Network, NDArray[np.uint8] | None], None],
-    outputs: Callable[[Path, NDArray[np.uint8]], Tensor],
+    save: Callable[[Path, Network, NDArray[Any] | None], None],
+    outputs: Callable[[Path, NDArray[Any]], Tensor],
 ) -> Callable[[Deliverable, Path], dict[str, Deviation]]:
     """Make the function that writes a format by its own converter, in float32 and, where int8 is wanted, in int8.
 

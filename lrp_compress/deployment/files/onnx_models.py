@@ -1,7 +1,7 @@
 """ONNX files of an agent: in float32, and in int8 by static quantisation (Jacob et al. 2018, section 2).
 
-Every file takes uint8 observations of any batch size, so that whoever runs it needs no preprocessing, and says in its
-metadata which game it plays. A dueling head is folded into a plain one first.
+Every file takes observations as the environment gives them, of any batch size, so that whoever runs it needs no
+preprocessing, and says in its metadata which game it plays.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,30 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from lrp_compress import __version__
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.deployment.files.onnx_sessions import INPUT, OUTPUT
-from lrp_compress.networks.graph import Network
-from lrp_compress.networks.nature import fold_dueling
-from lrp_compress.networks.spaces import STACK
+from lrp_compress.networks.graph import HEAD, Layer, Network
+from lrp_compress.networks.ops import WEIGHTED
+from lrp_compress.networks.spaces import Observations
 from lrp_compress.support.files import atomic_path
 
 OPSET, IR_VERSION = 20, 9  # of the same release of ONNX, 1.15
-WHITE = 255  # the brightest pixel, which is 1.0 to the network
+WHITE = 255  # the brightest pixel
+QOPERATOR, QDQ = "int8 QOperator", "int8 QDQ"  # the formats of int8 files, as their metadata says
+OPERATORS = {
+    "conv": "Conv",
+    "dense": "Gemm",
+    "relu": "Relu",
+    "leaky_relu": "LeakyRelu",
+    "elu": "Elu",
+    "tanh": "Tanh",
+    "sigmoid": "Sigmoid",
+    "add": "Add",
+    "max_pool": "MaxPool",
+    "mean_pool": "AveragePool",
+    "flatten": "Reshape",
+}
+NO_OPERATOR = ("elu", "tanh", "add", "mean_pool")  # in integers, or one that gives other outputs
+OWN_SCALE = ("mean_pool",)  # left float, they get a scale from what reads them; else it would be that of their input
+FLAT = "flat.shape"
 
 
 def save_float(path: Path, agent: Agent) -> None:
@@ -44,16 +61,15 @@ def save_float(path: Path, agent: Agent) -> None:
     agent : Agent
         Its network is left untouched.
     """
-    _save(path, _float_model(fold_dueling(agent.network), of_pixels=True), agent, "float32")
+    _save(path, _float_model(agent.network), agent, "float32")
 
 
-def save_int8(
-    path: Path, agent: Agent, observations: NDArray[np.uint8], per_channel: bool, operators: bool = True
-) -> None:
+def save_int8(path: Path, agent: Agent, observations: NDArray[Any], per_channel: bool, operators: bool = True) -> None:
     """Quantise an agent and write it as int8 ONNX, atomically.
 
-    Weights become int8, symmetric about 0; activations uint8 between the smallest and the largest value seen. The
-    input is taken as it is, with a scale of exactly 1/255; the head's integer sums become float32 outputs, unrounded.
+    Weights become int8, symmetric about 0; activations uint8 between the smallest and the largest value seen. Pixels
+    are taken as they are, with a scale of exactly 1/unit; other observations are rounded first. The head's integer sums
+    become float32 outputs, unrounded.
 
     Parameters
     ----------
@@ -61,97 +77,150 @@ def save_int8(
         Usually ending in ``.onnx``.
     agent : Agent
         Its network is left untouched.
-    observations : ndarray of uint8, shape (N, 4, 84, 84)
+    observations : ndarray, shape (N, *network.observations.shape)
         States of the agent's own play, for the ranges of the activations.
     per_channel : bool
         A scale for every output channel of a layer, or one for the layer.
     operators : bool
-        Integer operators (QOperator format); else float operators between pairs of QuantizeLinear and DequantizeLinear
-        (QDQ format). Runtimes differ in what they take; the outputs are the same.
+        Integer operators (QOperator format) where `has_operators` says that there are some; else float operators
+        between pairs of QuantizeLinear and DequantizeLinear (QDQ format). Runtimes differ in what they take; the
+        outputs are the same.
     """
+    network = agent.network
+    operators = operators and has_operators(network)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         plain, prepared, quantised = (Path(folder) / f"{name}.onnx" for name in ("plain", "prepared", "quantised"))
-        onnx.save(_float_model(fold_dueling(agent.network), of_pixels=False), plain)
+        onnx.save(_float_model(network, to_quantise=True), plain)
         quant_pre_process(plain, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             quantised,
-            _Calibration(observations),
+            _Calibration(network.observations, observations),
             quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
+            op_types_to_quantize=["Sum", *(OPERATORS[op] for op in OPERATORS if op not in OWN_SCALE)],
+            extra_options={"ForceQuantizeNoInputCheck": True},
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
         model = onnx.load(quantised)
-    _take_pixels(model.graph)
+    if network.observations.dtype == "uint8":
+        _take_pixels(model.graph, network.observations.unit)
     _give_floats(model.graph)
-    _save(path, model, agent, "int8 QOperator" if operators else "int8 QDQ")
+    _save(path, model, agent, QOPERATOR if operators else QDQ)
+
+
+def has_operators(network: Network) -> bool:
+    """Whether a network's int8 file has integer operators.
+
+    It has where each layer reads the one before, and none computes what ONNX Runtime has no integer operator for. Its
+    writer of integer operators drops a ReLU, without a word, that reads a value which others read too.
+    """
+    chain = all(len(network.readers(layer.name)) == 1 for layer in network.layers[:-1])
+    return chain and all(layer.op not in NO_OPERATOR for layer in network.layers)
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]  # untyped
     """Observations one at a time, as the float network takes them.
 
-    One pixel of the first is made white: the range of the input is then exactly [0, 1], its scale 1/255. Setting the
-    scale afterwards would be wrong, since conv1's bias is quantised with it.
+    One pixel of the first is made white: the range of the input is then exactly [0, 255/unit], its scale 1/unit.
+    Setting the scale afterwards would be wrong, since the first layer's bias is quantised with it.
     """
 
-    def __init__(self, observations: NDArray[np.uint8]) -> None:
-        self._frames = self._scaled(observations)
+    def __init__(self, space: Observations, observations: NDArray[Any]) -> None:
+        self._given = self._scaled(space, observations)
 
     @staticmethod
-    def _scaled(observations: NDArray[np.uint8]) -> Iterator[dict[str, NDArray[np.float32]]]:
+    def _scaled(space: Observations, observations: NDArray[Any]) -> Iterator[dict[str, NDArray[np.float32]]]:
         for i, observation in enumerate(observations):
-            frame = observation[None].astype(np.float32) / WHITE
-            if i == 0:
-                frame[0, 0, 0, 0] = 1.0
-            yield {INPUT: frame}
+            values = observation[None].astype(np.float32)
+            if space.dtype == "uint8":
+                values = values / np.float32(space.unit)
+                if i == 0:
+                    values.flat[0] = WHITE / space.unit
+            yield {INPUT: values}
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(self._frames, None)
+        return next(self._given, None)
 
 
-def _float_model(network: Network, of_pixels: bool) -> onnx.ModelProto:
-    """Write a network down as a graph: from uint8 pixels, or from floats in [0, 1] as quantisation wants them.
+def _float_model(network: Network, to_quantise: bool = False) -> onnx.ModelProto:
+    """Write a network down as a graph: from what the environment gives, or as quantisation wants it.
 
-    With pixels the division by 255 is part of conv1's weights, where it costs nothing when it runs.
+    Observations are divided by their unit in the first layer's weights, where it costs nothing when it runs; pixels for
+    quantisation are in units already.
     """
+    space, first = network.observations, network.layers[0].name
+    of_pixels = space.dtype == "uint8" and not to_quantise
     weights = {name: value.detach().cpu().numpy() for name, value in network.state_dict().items()}
-    nodes, values = [], INPUT
+    if space.dtype != "uint8" or of_pixels:
+        weights[f"{first}.weight"] = weights[f"{first}.weight"] / np.float32(space.unit)
+    nodes, named = [], {INPUT: INPUT, HEAD: OUTPUT}
     if of_pixels:
-        weights["conv1.weight"] = weights["conv1.weight"] / np.float32(WHITE)
-        nodes.append(helper.make_node("Cast", [INPUT], ["pixels"], to=TensorProto.FLOAT))
-        values = "pixels"
-    for name in (*network.widths, "head"):
-        inputs, output = [values, f"{name}.weight", f"{name}.bias"], OUTPUT if name == "head" else name
-        if name in network.convolutions:
-            nodes.append(helper.make_node("Conv", inputs, [output], name, strides=[network.convolutions[name][1]] * 2))
-        else:
-            nodes.append(helper.make_node("Gemm", inputs, [output], name, transB=1))
-        if name != "head":
-            values = f"{name}_relu"
-            nodes.append(helper.make_node("Relu", [output], [values]))
-        if name == [*network.convolutions][-1]:
-            nodes.append(helper.make_node("Reshape", [values, "flat"], ["features"]))
-            values = "features"
+        named[INPUT] = f"{INPUT}.float"
+        nodes.append(helper.make_node("Cast", [INPUT], [named[INPUT]], to=TensorProto.FLOAT))
+    for layer in network.layers:
+        named.setdefault(layer.name, layer.name if layer.name != OUTPUT else f"{OUTPUT}.hidden")
+        operator, attributes = _operator(layer, network, to_quantise)
+        inputs = [named[name] for name in layer.inputs]
+        if layer.op in WEIGHTED:
+            inputs += [f"{layer.name}.weight", f"{layer.name}.bias"]
+        elif layer.op == "flatten":
+            inputs.append(FLAT)
+        nodes.append(helper.make_node(operator, inputs, [named[layer.name]], layer.name, **attributes))
     tensors = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in weights.items()]
-    tensors.append(numpy_helper.from_array(np.array([0, -1]), "flat"))  # 0: as many as come in
+    if any(layer.op == "flatten" for layer in network.layers):
+        tensors.append(numpy_helper.from_array(np.array([0, -1]), FLAT))  # 0: as many as come in
     kind = TensorProto.UINT8 if of_pixels else TensorProto.FLOAT
-    observations = helper.make_tensor_value_info(INPUT, kind, ["batch", STACK, 84, 84])
+    observations = helper.make_tensor_value_info(INPUT, kind, ["batch", *space.shape])
     outputs = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", network.actions])
     graph = helper.make_graph(nodes, "policy", [observations], [outputs], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
 
 
-def _take_pixels(graph: onnx.GraphProto) -> None:
+def _operator(layer: Layer, network: Network, to_quantise: bool) -> tuple[str, dict[str, Any]]:
+    """Choose the operator of a layer and its attributes.
+
+    What is to be quantised has a few in another spelling. A ReLU that cannot be had by cutting off what it alone reads
+    is a leaky one of slope 0: ONNX Runtime's quantiser would drop it. And a sum of two is a Sum, computed in float32
+    between roundings: ONNX Runtime's integer addition gives other results on ARM than on x86.
+    """
+    options = layer.options
+    if layer.op == "conv":
+        return "Conv", {"strides": options["stride"], **_padding(options)}
+    if layer.op == "dense":
+        return "Gemm", {"transB": 1}
+    if layer.op == "max_pool":
+        return "MaxPool", {"kernel_shape": options["kernel"], "strides": options["stride"], **_padding(options)}
+    if layer.op == "mean_pool":
+        return "AveragePool", {"kernel_shape": options["kernel"], "strides": options["stride"]}
+    if layer.op == "relu" and to_quantise and not _cut_off(layer, network):
+        return "LeakyRelu", {"alpha": 0.0}
+    if layer.op == "add" and (to_quantise or len(layer.inputs) > 2):
+        return "Sum", {}
+    return OPERATORS[layer.op], {{"slope": "alpha"}.get(name, name): value for name, value in options.items()}
+
+
+def _padding(options: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {"pads": [*options["padding"]] * 2} if any(options["padding"]) else {}
+
+
+def _cut_off(layer: Layer, network: Network) -> bool:
+    """Whether a ReLU is had by cutting off, at 0, the range of what it reads."""
+    (read,) = layer.inputs
+    return network.layer(read).op in (*WEIGHTED, "add") and network.readers(read) == [layer.name]
+
+
+def _take_pixels(graph: onnx.GraphProto, unit: float) -> None:
     """Let a quantised graph start from uint8 observations in place of the quantisation of float ones."""
     (first,) = (node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == INPUT)
     constants = {tensor.name: tensor for tensor in graph.initializer}
     scale, zero = (numpy_helper.to_array(constants[name]) for name in first.input[1:3])
-    if abs(float(scale) * WHITE - 1) > 1e-6 or int(zero) != 0:
-        raise ValueError(f"the input's scale is {float(scale)} and its zero point {int(zero)}, not 1/255 and 0")
+    if abs(float(scale) * unit - 1) > 1e-6 or int(zero) != 0:
+        raise ValueError(f"the input's scale is {float(scale)} and its zero point {int(zero)}, not 1/{unit:g} and 0")
     constants[first.input[1]].CopyFrom(
-        numpy_helper.from_array(np.asarray(1 / WHITE, np.float32).reshape(scale.shape), first.input[1])
+        numpy_helper.from_array(np.asarray(1 / unit, np.float32).reshape(scale.shape), first.input[1])
     )
     for node in graph.node:
         node.input[:] = [INPUT if name == first.output[0] else name for name in node.input]
@@ -188,7 +257,7 @@ def _save(path: Path, model: onnx.ModelProto, agent: Agent, kind: str) -> None:
         "action_set": agent.info.action_set,
         "fire_on_life_loss": agent.info.fire_on_life_loss,
         "frame_skip": agent.info.frame_skip,
-        "head": "policy" if agent.network.head_kind == "policy" else "q",
+        "head": agent.network.head_kind,
         "format": kind,
         "lineage": agent.info.lineage,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,6 +14,7 @@ from torch import Tensor
 from lrp_compress.support.errors import UserError
 
 INPUT, OUTPUT = "observations", "outputs"  # of the graph
+DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 # Without it int8 sums saturate at 16 bits on x86 processors with AVX2 and no VNNI; elsewhere it changes nothing.
 EXACT = "session.x64quantprecision"
 
@@ -23,7 +25,7 @@ class OnnxPolicy:
     Parameters
     ----------
     path : Path
-        A file with a uint8 input ``observations``, shape (N, 4, 84, 84), and a float32 output ``outputs``.
+        A file with an input ``observations`` and a float32 output ``outputs``.
     exact : bool
         Whether int8 files compute in exact integer arithmetic, so that outputs are the same on every processor; else as
         fast as ONNX Runtime's default session, which is what a user's device runs.
@@ -32,6 +34,10 @@ class OnnxPolicy:
     ----------
     path : Path
         The file.
+    shape : tuple of int
+        Of one observation.
+    dtype : {"uint8", "float32"}
+        Of its numbers.
     metadata : dict of str to str
         What the file says of itself: game, actions, head and so on.
 
@@ -54,17 +60,20 @@ class OnnxPolicy:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"ONNX file {path} cannot be loaded: {reason}; export the agent again") from error
         inputs = [(one.name, one.type, list(one.shape[1:])) for one in self._session.get_inputs()]
-        if inputs != [(INPUT, "tensor(uint8)", [4, 84, 84])]:
+        name, kind, sides = inputs[0] if len(inputs) == 1 else ("", "", [])
+        if name != INPUT or kind not in DTYPES or len(sides) not in (1, 3) or not all(type(s) is int for s in sides):
             raise UserError(f"ONNX file {path} is no agent of this project: its inputs are {inputs}")
+        self.shape: tuple[int, ...] = tuple(sides)
+        self.dtype = DTYPES[kind]
         self.path = path
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
-    def outputs(self, observations: NDArray[np.uint8]) -> Tensor:
+    def outputs(self, observations: NDArray[Any]) -> Tensor:
         """Compute Q-values or action logits.
 
         Parameters
         ----------
-        observations : ndarray of uint8, shape (N, 4, 84, 84)
+        observations : ndarray of `dtype`, shape (N, *shape)
 
         Returns
         -------
@@ -72,7 +81,7 @@ class OnnxPolicy:
         """
         return torch.from_numpy(self.run(observations))
 
-    def run(self, observations: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, observations: NDArray[Any]) -> NDArray[np.float32]:
         """Compute the same as an array."""
         values: NDArray[np.float32] = self._session.run(None, {INPUT: observations})[0]
         return values

@@ -21,7 +21,9 @@ options.intra_op_num_threads = options.inter_op_num_threads = 1
 before, start = memory(), time.perf_counter()
 session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 loaded = time.perf_counter()
-session.run(None, {session.get_inputs()[0].name: numpy.zeros((1, 4, 84, 84), numpy.uint8)})
+given = session.get_inputs()[0]
+numbers = numpy.uint8 if given.type == "tensor(uint8)" else numpy.float32
+session.run(None, {given.name: numpy.zeros((1, *given.shape[1:]), numbers)})
 decided = time.perf_counter()
 print(json.dumps([1e3 * (loaded - start), 1e3 * (decided - loaded), memory() - before]))
 """

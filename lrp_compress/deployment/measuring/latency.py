@@ -3,7 +3,7 @@
 The method. All networks, in each runtime, are measured in one process, in rounds: in each round every one has one
 turn, in an order drawn anew, so that a slow minute of the machine slows them all. A turn is a few untimed decisions,
 which bring the network into the caches, and then the timed ones. A decision is what an embedded agent does sixty or
-fifteen times a second: one uint8 observation (batch 1) goes in, the index of the largest output comes out. Each is
+fifteen times a second: one observation (batch 1) goes in, the index of the largest output comes out. Each is
 timed by itself, with the monotonic high-resolution clock and with the thread's own CPU time. Nothing is allocated for
 the input, Python's garbage collector is off, the number of threads is fixed, and a single thread is pinned to one core.
 All three settings are put back afterwards.
@@ -38,7 +38,6 @@ from torch import Tensor
 from lrp_compress.config.schema import LatencyConfig
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.networks.graph import Network
-from lrp_compress.networks.spaces import STACK
 
 # Makes one decision on an observation that is in place: the index of the largest output.
 Decision = Callable[[], int]
@@ -118,14 +117,15 @@ def torch_decision(network: Network, observation: Tensor) -> Decision:
     ----------
     network : Network
         Left untouched.
-    observation : Tensor of uint8, shape (1, 4, 84, 84)
+    observation : Tensor
+        One, of the shape and the numbers that the network takes, with a batch of 1 in front.
 
     Raises
     ------
     ValueError
         If the observation is of another shape or type.
     """
-    ready = _checked(observation)
+    ready = _checked(observation, network.observations.shape, network.observations.dtype)
     copied = copy.deepcopy(network).cpu().eval()
     return lambda: int(copied(ready).argmax())
 
@@ -137,7 +137,8 @@ def onnx_decision(path: Path, observation: Tensor) -> Decision:
     ----------
     path : Path
         A file that `OnnxPolicy` takes.
-    observation : Tensor of uint8, shape (1, 4, 84, 84)
+    observation : Tensor
+        One, of the shape and the numbers that the file takes, with a batch of 1 in front.
 
     Raises
     ------
@@ -146,13 +147,15 @@ def onnx_decision(path: Path, observation: Tensor) -> Decision:
     ValueError
         If the observation is of another shape or type.
     """
-    ready, policy = _checked(observation).numpy(), OnnxPolicy(path, exact=False)
+    policy = OnnxPolicy(path, exact=False)
+    ready = _checked(observation, policy.shape, policy.dtype).numpy()
     return lambda: int(policy.run(ready).argmax())
 
 
-def _checked(observation: Tensor) -> Tensor:
-    if observation.shape != (1, STACK, 84, 84) or observation.dtype != torch.uint8:
-        raise ValueError(f"one uint8 observation is needed, got {observation.dtype} {tuple(observation.shape)}")
+def _checked(observation: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:
+    if observation.shape != (1, *shape) or observation.dtype != getattr(torch, dtype):
+        given = f"{observation.dtype} {tuple(observation.shape)}"
+        raise ValueError(f"one {dtype} observation of the shape {shape} is needed, got {given}")
     return observation.cpu().contiguous()
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
-from lrp_compress.networks.graph import Network
-from lrp_compress.networks.spaces import STACK
+from lrp_compress.networks.graph import INPUT, Network
+from lrp_compress.networks.ops import ACTIVATIONS, Shape
 
 FLOAT32_BYTES = 4
+IN_PLACE = (*ACTIVATIONS, "add", "flatten", "round")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Profile:
         The float32 weights as a safetensors file without metadata, so that a teacher and its student compare whatever
         formats they came in; an agent file's metadata adds some kilobytes.
     activation_bytes : int
-        Largest sum of one layer's float32 input and output: the memory for activations of an interpreter that runs
-        layer by layer, computes no dense layer or convolution in place, and frees an input once it is used.
+        Largest sum of the float32 values that are alive while a layer is computed, its input, its output and what later
+        layers read: the memory for activations of an interpreter that runs layer by layer, computes activations and
+        sums in place and nothing else, and frees a value once it is used.
     layers : tuple of LayerProfile
         Convolutions and dense layers in the order of execution, output layers included.
     """
@@ -80,43 +82,45 @@ def profile_network(network: Network) -> Profile:
     Returns
     -------
     Profile
-        The same for any two networks of the same widths, head and actions.
+        The same for any two networks of the same layers.
     """
-    with torch.device("meta"):  # shapes without numbers: nothing is computed
-        shape_only = network.resized(network.widths)
-        observation = torch.zeros(1, STACK, 84, 84)
-    touched: dict[str, int] = {}
-    modules = {name: layer for name, layer in shape_only.named_children() if isinstance(layer, nn.Conv2d | nn.Linear)}
-    for name, layer in modules.items():
-        layer.register_forward_hook(_record_bytes(touched, name))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shape_only(observation)
-    flops = counter.get_flop_counts()
-    layers = tuple(
-        LayerProfile(
-            name=name,
-            inputs=modules[name].weight.shape[1],
-            outputs=modules[name].weight.shape[0],
-            params=sum(parameter.numel() for parameter in modules[name].parameters()),
-            macs=sum(flops[f"{type(shape_only).__name__}.{name}"].values()) // 2,
-            activation_bytes=activation_bytes,
-        )
-        for name, activation_bytes in touched.items()
-    )
+    layers = tuple(_layer(network, name) for name in network.weighted)
     return Profile(
         params=sum(layer.params for layer in layers),
-        macs=counter.get_total_flops() // 2,
+        macs=sum(layer.macs for layer in layers),
         size_bytes=_file_bytes(network),
-        activation_bytes=max(layer.activation_bytes for layer in layers),
+        activation_bytes=FLOAT32_BYTES * max(_alive(network)),
         layers=layers,
     )
 
 
-def _record_bytes(touched: dict[str, int], name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-    def record(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        touched[name] = FLOAT32_BYTES * (inputs[0].numel() + output.numel())
+def _layer(network: Network, name: str) -> LayerProfile:
+    weight: Tensor = network.get_parameter(f"{name}.weight")
+    (read,), made = network.layer(name).inputs, network.shapes[name]
+    return LayerProfile(
+        name=name,
+        inputs=weight.shape[1],
+        outputs=weight.shape[0],
+        params=weight.numel() + len(weight),
+        macs=weight.numel() * prod(made[1:]),  # each weight once at each place
+        activation_bytes=FLOAT32_BYTES * (prod(_shapes(network)[read]) + prod(made)),
+    )
 
-    return record
+
+def _shapes(network: Network) -> dict[str, Shape]:
+    return {INPUT: network.observations.shape, **network.shapes}
+
+
+def _alive(network: Network) -> Iterator[int]:
+    """Count the numbers that are kept while each layer is computed."""
+    shapes = _shapes(network)
+    last = {name: layer.name for layer in network.layers for name in layer.inputs}
+    alive = {INPUT}
+    for layer in network.layers:
+        done = {name for name in layer.inputs if last[name] == layer.name}
+        in_place = bool(done) and layer.op in IN_PLACE
+        yield sum(prod(shapes[name]) for name in alive) + (0 if in_place else prod(shapes[layer.name]))
+        alive = (alive - done) | {layer.name}
 
 
 def _file_bytes(network: Network) -> int:

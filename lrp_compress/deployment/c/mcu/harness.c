@@ -24,7 +24,7 @@ enum { MODE_RB = 1, MODE_WB = 5, STOPPED = 0x20026 };
 extern uint32_t _estack, _sidata, _sdata, _edata, _sbss, _ebss;
 
 static volatile uint32_t wraps;
-static uint8_t observation[1][4][84][84];
+static policy_observations observation;
 static struct {
     uint32_t ticks, action;
     float outputs[1][POLICY_ACTIONS];

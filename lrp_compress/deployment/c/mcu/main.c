@@ -1,9 +1,9 @@
-/* An example: reads observations of 4 x 84 x 84 bytes from standard input, the oldest frame first, and prints for each
- * the outputs and the best action. */
+/* An example: reads observations from standard input, one after the other as policy.h describes them, and prints for
+ * each the outputs and the best action. */
 #include "policy.h"
 #include <stdio.h>
 
-static uint8_t observation[1][4][84][84];
+static policy_observations observation;
 static float outputs[1][POLICY_ACTIONS];
 
 int main(void) {

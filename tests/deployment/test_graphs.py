@@ -1,0 +1,108 @@
+"""Files and C code of any network: float32 equal to it, int8 near to it, C equal to int8 bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.deployment.c.integer_layers import read_int8
+from lrp_compress.deployment.c.layers import IntegerLayer, Table
+from lrp_compress.deployment.c.source import example_outputs, export_c
+from lrp_compress.deployment.files.onnx_models import has_operators, save_float, save_int8
+from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
+from lrp_compress.deployment.measuring.cold_start import cold_start
+from lrp_compress.deployment.measuring.latency import onnx_decision, torch_decision
+from tests.deployment.graphs import GRAPHS, agent, seen
+
+# Of the outputs' standard deviation; of IMPALA with ReLUs dropped it is ten times that.
+NEAR = {"nature": 0.03, "impala": 0.03, "vectors": 0.05, "curved": 0.05, "odd": 0.05}
+
+
+@pytest.fixture(params=GRAPHS, scope="module")
+def own(request: pytest.FixtureRequest) -> Agent:
+    return agent(request.param)
+
+
+@pytest.fixture(scope="module")
+def name(own: Agent, request: pytest.FixtureRequest) -> str:
+    return str(request.node.callspec.params["own"])
+
+
+@pytest.fixture(scope="module")
+def int8_file(own: Agent, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("int8") / "agent.onnx"
+    save_int8(path, own, seen(own.network, 32, 1), per_channel=True)
+    return path
+
+
+def test_float32_equals_the_network(own: Agent, tmp_path: Path) -> None:
+    path, observations = tmp_path / "agent.onnx", seen(own.network, 5, 0)
+    save_float(path, own)
+    policy = OnnxPolicy(path)
+    with torch.no_grad():
+        wanted = own.network(torch.from_numpy(observations))
+    torch.testing.assert_close(policy.outputs(observations), wanted, rtol=1e-5, atol=1e-5)
+    assert (policy.shape, policy.dtype) == (own.network.observations.shape, own.network.observations.dtype)
+    assert [node.name for node in onnx.load(path).graph.node if node.name] == [one.name for one in own.network.layers]
+
+
+def test_int8_is_near_in_both_formats(own: Agent, name: str, int8_file: Path, tmp_path: Path) -> None:
+    observations = seen(own.network, 64, 2)
+    policy = OnnxPolicy(int8_file)
+    outputs = policy.outputs(observations)
+    with torch.no_grad():
+        wanted = own.network(torch.from_numpy(observations))
+    error = float((outputs - wanted).square().mean().sqrt() / wanted.std())
+    assert 0 < error < NEAR[name], error
+    operators = name in ("nature", "curved")
+    assert has_operators(own.network) == operators
+    assert policy.metadata["format"] == ("int8 QOperator" if operators else "int8 QDQ")
+    save_int8(tmp_path / "pairs.onnx", own, seen(own.network, 32, 1), True, operators=False)
+    assert OnnxPolicy(tmp_path / "pairs.onnx").outputs(observations).equal(outputs)
+
+
+def test_c_computes_what_onnxruntime_computes(own: Agent, int8_file: Path, tmp_path: Path) -> None:
+    observations = seen(own.network, 20, 3)
+    computed = example_outputs(export_c(int8_file, tmp_path), observations)
+    assert computed.numpy().tobytes() == OnnxPolicy(int8_file).run(observations).tobytes()
+
+
+def test_pairs_become_the_same_code_as_operators(tmp_path: Path) -> None:
+    own = agent("curved")
+    for operators in (True, False):
+        save_int8(tmp_path / f"{operators}.onnx", own, seen(own.network, 16, 1), False, operators)
+        export_c(tmp_path / f"{operators}.onnx", tmp_path / str(operators))
+    assert (tmp_path / "True" / "policy.c").read_text() == (tmp_path / "False" / "policy.c").read_text()
+
+
+def test_values_lie_where_none_is_alive(own: Agent, name: str, int8_file: Path, tmp_path: Path) -> None:
+    network, ram = read_int8(int8_file), export_c(int8_file, tmp_path).static_ram_bytes
+    sizes = [step.output.count for step in network.steps[:-1]]
+    if name == "nature":  # two buffers, in turn
+        assert ram <= max(sizes[0::2]) + max(sizes[1::2]) + 6
+    if name == "impala":
+        assert [step.layer.window is None for step in network.steps if isinstance(step.layer, IntegerLayer)] == (
+            [False] * 15 + [True] * 2
+        )
+        # the first convolution's and its pooled map; what comes behind, three values at a time, is smaller
+        assert max(sizes) + 42 * 42 * 4 <= ram < max(sizes) + 42 * 42 * 4 + 64
+    if name == "vectors":
+        assert sum(isinstance(step.layer, Table) for step in network.steps) == 2
+        assert ram < 17 + 12 + 8
+    assert ram < sum(sizes) + 6
+
+
+@pytest.mark.parametrize("name", ["vectors"])
+def test_latency_takes_what_the_network_takes(name: str, tmp_path: Path) -> None:
+    own = agent(name)
+    save_float(tmp_path / "agent.onnx", own)
+    observation = torch.from_numpy(seen(own.network, 1, 0))
+    decisions = torch_decision(own.network, observation), onnx_decision(tmp_path / "agent.onnx", observation)
+    assert decisions[0]() == decisions[1]()
+    with pytest.raises(ValueError, match=r"one float32 observation of the shape \(17,\) is needed"):
+        onnx_decision(tmp_path / "agent.onnx", observation.byte())
+    assert cold_start(tmp_path / "agent.onnx").first_ms > 0
