@@ -147,7 +147,7 @@ def checked_options(op: str, options: Options) -> dict[str, Any]:
         elif name in WINDOW:
             fits = isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]
         else:
-            fits = type(value) in (int, float) and torch.tensor(float(value)).isfinite().item() is True
+            fits = type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
         if not fits:
             raise ValueError(f"has the {name} {value!r}")
     return {name: tuple(value) if name in WINDOW else value for name, value in options.items()}
