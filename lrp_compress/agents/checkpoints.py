@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from lrp_compress.networks.building import build
 from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import STREAMS, fold_dueling, nature_cnn
 from lrp_compress.networks.spaces import Decision, Observations
@@ -151,18 +152,11 @@ def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
     version = header.pop("format")
     if version not in FORMATS:
         raise ValueError(f"its format is not {' or '.join(FORMATS)}")
-    if odd := next((key for key, value in tensors.items() if not value.isfinite().all()), None):
-        raise ValueError(f"{odd} holds numbers that are not finite")
     if version == FORMATS[0] and header["head"] == "dueling":
         header, tensors = _plain(header, tensors)
     make = _nature if version == FORMATS[0] else _network
-    with torch.device("meta"):  # sizes first: what is declared need not be there
-        network = make(header)
-    declared, found = ({key: value.shape for key, value in one.items()} for one in (network.state_dict(), tensors))
-    if odd := next((key for key in [*declared, *found] if declared.get(key) != found.get(key)), None):
-        raise ValueError(f"{odd} does not have the shape that its layers give it")
-    network.load_state_dict({key: value.float() for key, value in tensors.items()}, assign=True)
-    return Agent(network.requires_grad_().eval(), AgentInfo(**header))
+    network = build(lambda: make(header), tensors)
+    return Agent(network, AgentInfo(**header))
 
 
 def _nature(header: dict[str, Any]) -> Network:

@@ -21,15 +21,18 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from lrp_compress.agents.architectures import State
 from lrp_compress.agents.flax_files import is_flax, read_flax
-from lrp_compress.agents.layouts import Layout, State, network_from_state
+from lrp_compress.agents.layouts import Layout, network_from_state
 from lrp_compress.agents.onnx_files import is_onnx, read_onnx
+from lrp_compress.agents.own_networks import program_network
 from lrp_compress.networks.graph import Network
+from lrp_compress.networks.programs import is_program
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 
 LARGEST = 2**27  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
-AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model", ".onnx")
+AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model", ".onnx", ".pt2")
 WRAPPERS = ("model_state_dict", "state_dict", "model_weights", "estimator_state", "agent", "model")
 SCORES = ("mean_reward", "eval_mean_reward", "mean_return", "mean_score", "score")
 # What other files begin with, what they are, and what helps.
@@ -49,11 +52,11 @@ def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tupl
     ----------
     path : Path
         A Stable-Baselines3 zip (of which only ``policy.pth`` and plain JSON are read), a ``state_dict`` saved by
-        ``torch.save``, gzipped or not, or as safetensors, flax's msgpack, or ONNX.
+        ``torch.save``, gzipped or not, or as safetensors, flax's msgpack, ONNX, or a program of `torch.export`.
     actions : sequence of int
         The numbers of actions that fit the game; they tell how many quantiles a QR-DQN has where its file does not.
     head : {"auto", "q", "policy"}
-        What the outputs of an ONNX file are; other files say so.
+        What the outputs of an ONNX file or a program are; other files say so.
 
     Returns
     -------
@@ -76,16 +79,19 @@ def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tupl
     try:
         if is_onnx(content):
             network, layout = read_onnx(content, head, actions, source)
+        elif is_program(content):
+            network = program_network(content, head, actions, source)
+            layout = Layout("torch.export", network.head_kind, (), fires=False)
         else:
             state, score = _read_state(content, source)
             network, layout = network_from_state(state, actions, settings, source)
-    except (RuntimeError, TypeError, ValueError, LookupError) as error:  # of tensors of odd kinds and shapes
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # of odd tensors and JSON
         raise UserError(f"{source} cannot be read: {_line(error)}") from error
     return network, layout, score if score is not None else _score_beside(path)
 
 
 def read_tensors(path: Path) -> State:
-    """Read the tensors of a file of any kind that `read_foreign` takes, but ONNX.
+    """Read the tensors of a file of any kind that `read_foreign` takes, but ONNX and programs.
 
     Raises
     ------

@@ -1,7 +1,8 @@
-"""Where other libraries keep a Nature CNN among their tensors, and how it is taken from there.
+"""Where other libraries keep a network among their tensors, and how it is taken from there.
 
 To add a library, add a `Layout`. Sources: files saved by Stable-Baselines3 and sb3-contrib 2.9; CleanRL's
-``dqn_atari.py``, ``ppo_atari.py``, ``sac_atari.py`` and their JAX versions; PFRL's ``LargeAtariCNN`` and
+``dqn_atari.py``, ``ppo_atari.py``, ``sac_atari.py`` and their JAX versions, ``ppo_procgen.py``,
+``qdagger_dqn_atari_impalacnn.py``, ``ppo.py`` and ``dqn.py``; PFRL's ``LargeAtariCNN`` and
 ``DuelingDQN``; RADIAL-RL's ``CnnDQN``; floringogianu/atari-agents' published checkpoints.
 
 Every tensor is read, or known to belong to no policy (`Layout.aside`), or the agent is refused: a tensor that is
@@ -19,19 +20,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrp_compress.agents.architectures import IMPALA, NATURE, RELU_MLP, TANH_MLP, Architecture, State
 from lrp_compress.agents.zip_settings import check_actions, check_settings, input_scale, stated_actions
 from lrp_compress.networks.graph import Network
-from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, nature_cnn
-from lrp_compress.networks.spaces import STACK
+from lrp_compress.networks.values import Unread
 from lrp_compress.support.errors import UserError
 
-State = Mapping[str, Tensor]
 KINDS = ("weight", "bias")
 SB3_CNN = ("cnn.0", "cnn.2", "cnn.4", "linear.0")
 CLEANRL = ("network.0", "network.2", "network.4", "network.7")
-STREAMS = ("value_fc1", "value_head", "advantage_fc1", "advantage_head")
+SEQUENCE = ("conv", *(f"res_block{block}.conv{number}" for block in (0, 1) for number in (0, 1)))
+CLEANRL_IMPALA = (*(f"network.{place}.{name}" for place in (0, 1, 2) for name in SEQUENCE), "network.5")
 PREFIXES = ("_orig_mod.", "module.", "model.", "policy.", "agent.")  # of wrappers around the network
-UNFIT = {  # parts of names that tell an agent which is no plain Nature CNN
+UNFIT = {  # parts of names that tell an agent which is no plain network
     r"(^|[._])(lstm|gru|rnn)": "a recurrent agent (LSTM)",
     r"(^|[._])(atoms|support|z_values)$": "a distributional agent (C51)",
     r"^(critic_ext|critic_int|extra_layer|predictor)\b": "an agent with random network distillation (RND)",
@@ -40,7 +41,7 @@ UNFIT = {  # parts of names that tell an agent which is no plain Nature CNN
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a library keeps a Nature CNN in its ``state_dict``.
+    """Where a library keeps a network in its ``state_dict``.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class Layout:
     head : {"q", "policy", "dueling"}
         Kind of the network's head.
     layers : tuple of str
-        Modules from the first convolution to the output; a final ``*`` stands for all numbered modules of a sequence.
+        Modules from the first to the output; a ``*`` at the end of one stands for all numbered modules of a sequence.
         With a dueling head value stream before advantage stream.
     aside : tuple of str
         Starts of the keys of critics and target networks, which say nothing of the policy.
@@ -57,6 +58,8 @@ class Layout:
         Whether agents of this library are trained under a wrapper that presses FIRE after a lost life.
     frame_skip : int
         Emulator frames of a decision.
+    architecture : Architecture
+        What they are the layers of.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Layout:
     aside: tuple[str, ...] = ()
     fires: bool = True
     frame_skip: int = 4
+    architecture: Architecture = NATURE
 
 
 def _below(prefix: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -86,6 +90,8 @@ LAYOUTS = (
     Layout(SB3_PPO, "policy", (*_below("features_extractor", SB3_CNN), "action_net"), CRITICS),  # before version 1.8
     Layout("CleanRL PPO", "policy", (*CLEANRL, "actor"), ("critic.",)),
     Layout("CleanRL DQN", "q", (*CLEANRL, "network.9")),
+    Layout("CleanRL IMPALA PPO", "policy", (*CLEANRL_IMPALA, "actor"), ("critic.",), architecture=IMPALA),
+    Layout("CleanRL IMPALA DQN", "q", (*CLEANRL_IMPALA, "network.7"), architecture=IMPALA),
     Layout("CleanRL SAC", "policy", ("conv.0", "conv.2", "conv.4", "fc1", "fc_logits")),
     Layout("PFRL DQN", "q", (*_below("0.layers", ("0", "1", "2")), "0.output", "1"), fires=False),
     Layout(
@@ -109,6 +115,10 @@ LAYOUTS = (
         (*_below("_AtariNet__features", ("0", "2", "4")), "_AtariNet__head.0", "_AtariNet__head.2"),
         fires=False,
     ),
+    Layout(SB3_PPO, "policy", ("mlp_extractor.policy_net.*", "action_net"), CRITICS, False, architecture=TANH_MLP),
+    Layout(SB3_DQN, "q", ("q_net.q_net.*",), ("q_net_target.",), False, architecture=RELU_MLP),
+    Layout("CleanRL PPO", "policy", ("actor.*",), ("critic.",), False, architecture=TANH_MLP),
+    Layout("CleanRL DQN", "q", ("network.*",), (), False, architecture=RELU_MLP),
 )
 
 
@@ -139,21 +149,27 @@ def network_from_state(
     Raises
     ------
     UserError
-        If they belong to no library that is known here, or not all of them to a plain Nature CNN.
+        If they belong to no library that is known here, or not all of them to the network.
     """
     state = _unwrapped(state)
     layout = _find(state, source)
-    modules = _modules(layout, state)
-    check_settings(settings, dense_layers=len(modules) - len(NATURE_CONVOLUTIONS) - 2, source=source)
+    modules, made = _modules(layout, state), layout.architecture
+    check_settings(settings, made, len(modules) - made.convolutions - 1, source)
+    names = made.names(len(modules), layout.head == "dueling")
     tensors = {
         f"{own}.{kind}": _plain(state, f"{module}.{kind}", source)
-        for own, module in zip(_own_names(layout, len(modules)), modules, strict=True)
+        for own, module in zip(names, modules, strict=True)
         for kind in KINDS
     }
     if "quantile_net" in modules[0]:
         tensors |= _mean_quantiles(source, tensors, settings, actions)
-    tensors["conv1.weight"] = tensors["conv1.weight"] * input_scale(settings)
-    network = _build(source, layout, tensors)
+    first = f"{names[0]}.weight"
+    if made.convolutions:
+        tensors[first] = tensors[first] * input_scale(settings)
+    try:
+        network = made.make(tensors, layout.head)
+    except (Unread, ValueError) as error:
+        raise UserError(f"{source} is no {made.name}: {error}") from error
     check_actions(settings, network.actions, source)
     return network, layout
 
@@ -166,7 +182,7 @@ def fill_state(state: State, network: Network, source: str = "the agent") -> Non
     state : mapping of str to Tensor
         Of a library that is known here. Each of a QR-DQN's quantiles becomes the Q-value.
     network : Network
-        Without a dueling head.
+        A Nature CNN.
     source : str
         What errors call the agent.
 
@@ -179,7 +195,7 @@ def fill_state(state: State, network: Network, source: str = "the agent") -> Non
     if layout.head != network.head_kind:
         raise UserError(f"{source} has a {network.head_kind} head, but {layout.name} learns a {layout.head} head")
     modules, own = _modules(layout, state), network.state_dict()
-    names = _own_names(layout, len(modules))
+    names = layout.architecture.names(len(modules), layout.head == "dueling")
     if names != [*network.widths, "head"]:
         raise UserError(f"{source} has the layers {', '.join(network.widths)}; {layout.name} learns a Nature CNN")
     for name, module in zip(names, modules, strict=True):
@@ -203,7 +219,7 @@ def _find(state: State, source: str) -> Layout:
     """Find the layout all of whose tensors are there, and refuse an agent that has further ones."""
     for pattern, kind in UNFIT.items():
         if key := next((key for key in state if re.search(pattern, key)), None):
-            raise UserError(f"{source} is {kind}: it has {key[:80]}; only plain Nature CNNs are read")
+            raise UserError(f"{source} is {kind}: it has {key[:80]}; only plain feed-forward networks are read")
     fitting = [layout for layout in LAYOUTS if _fits(layout, state)]
     unread = {layout: _unread(layout, state) for layout in fitting}
     if whole := next((layout for layout in fitting if not unread[layout]), None):
@@ -211,8 +227,8 @@ def _find(state: State, source: str) -> Layout:
     if fitting:
         layout = min(fitting, key=lambda layout: len(unread[layout]))
         raise UserError(
-            f"{source} is taken for {layout.name}, but {unread[layout][0][:80]} is no part of a plain Nature CNN; "
-            "agents with further or other layers are not read"
+            f"{source} is taken for {layout.name}, but {unread[layout][0][:80]} is no part of a plain "
+            f"{layout.architecture.name}; agents with further or other layers are not read"
         )
     known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
     raise UserError(f"{source}: its tensors ({_some(state)}) belong to no known library ({known})")
@@ -224,16 +240,21 @@ def _some(state: State) -> str:
 
 def _modules(layout: Layout, state: State) -> list[str]:
     """Name the modules of a layout with ``*`` written out."""
-    last = layout.layers[-1]
-    if not last.endswith("*"):
-        return list(layout.layers)
-    found = {int(m[1]) for key in state if (m := re.fullmatch(re.escape(last[:-1]) + r"(\d{1,3})\.weight", key))}
-    return [*layout.layers[:-1], *(f"{last[:-1]}{i}" for i in sorted(found))]
+    modules = []
+    for module in layout.layers:
+        if module.endswith("*"):
+            pattern = re.compile(re.escape(module[:-1]) + r"(\d{1,3})\.weight")
+            found = sorted(int(match[1]) for key in state if (match := pattern.fullmatch(key)))
+            modules += [f"{module[:-1]}{number}" for number in found]
+        else:
+            modules.append(module)
+    return modules
 
 
 def _fits(layout: Layout, state: State) -> bool:
     modules = _modules(layout, state)
-    return len(modules) >= len(layout.layers) and all(f"{m}.{kind}" in state for m in modules for kind in KINDS)
+    whole = len(modules) >= len(layout.layers) and all(f"{m}.{kind}" in state for m in modules for kind in KINDS)
+    return whole and (layout.architecture.convolutions > 0 or state[f"{modules[0]}.weight"].dim() == 2)
 
 
 def _unread(layout: Layout, state: State) -> list[str]:
@@ -254,13 +275,9 @@ def _plain(state: State, key: str, source: str) -> Tensor:
     ordinary = tensor.layout == torch.strided and not tensor.is_quantized and tensor.device.type == "cpu"
     if not ordinary or not tensor.is_floating_point() or not tensor.dim() or not tensor.numel():
         raise UserError(f"{source}: {key} is no ordinary tensor of numbers")
+    if not tensor.isfinite().all():
+        raise UserError(f"{source}: {key} holds numbers that are not finite")
     return tensor.float()
-
-
-def _own_names(layout: Layout, layers: int) -> list[str]:
-    if layout.head == "dueling":
-        return [*NATURE_CONVOLUTIONS, *STREAMS]
-    return [*NATURE_CONVOLUTIONS, *(f"fc{i}" for i in range(1, layers - len(NATURE_CONVOLUTIONS))), "head"]
 
 
 def _mean_quantiles(
@@ -279,25 +296,3 @@ def _mean_quantiles(
         )
     layer = {key: tensors[key] for key in ("head.weight", "head.bias")}
     return {key: tensor.view(-1, counts[0], *tensor.shape[1:]).mean(0) for key, tensor in layer.items()}
-
-
-def _build(source: str, layout: Layout, tensors: State) -> Network:
-    stack = tensors["conv1.weight"].shape[1:2]
-    if stack != (STACK,):
-        raise UserError(
-            f"{source}: its observations have {stack[0] if stack else 0} channels, not the {STACK} frames expected"
-        )
-    widths = {key.removesuffix(".weight"): len(t) for key, t in tensors.items() if key.endswith("weight")}
-    heads = [key for key in widths if key.endswith("head")]
-    actions = [widths.pop(key) for key in heads][-1]
-    with torch.device("meta"):  # sizes first: what is declared need not be there
-        declared = nature_cnn(widths, layout.head, actions).state_dict()
-    for key, own in declared.items():
-        if own.shape != tensors[key].shape:
-            found, expected = tuple(tensors[key].shape), tuple(own.shape)
-            raise UserError(f"{source} is no Nature CNN: {key} has the shape {found}, not {expected}")
-        if not tensors[key].isfinite().all():
-            raise UserError(f"{source}: {key} holds numbers that are not finite")
-    network = nature_cnn(widths, layout.head, actions)
-    network.load_state_dict(tensors)
-    return network.eval()

@@ -1,36 +1,41 @@
-"""A network of one's own as a teacher: a function that makes the module, and a file with its weights."""
+"""Networks of one's own: a function that makes a module and a file with its weights, or a program of `torch.export`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lrp_compress.agents.layouts import State
-from lrp_compress.networks.graph import Network, as_policy_network
-from lrp_compress.networks.reading import read_module
-from lrp_compress.networks.spaces import STACK
+from lrp_compress.agents.architectures import State
+from lrp_compress.agents.outputs import check_same, declared, policy_of, settled_head
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.programs import Program, read_program
+from lrp_compress.networks.reading import read_module, read_outputs, unknown_call
+from lrp_compress.networks.spaces import ATARI, Observations
 from lrp_compress.support.errors import UserError
 
-TOLERANCE = 1e-3  # relative to the largest output
+MOST = 64  # observations that a program may take at once, where it says how many
 
 
-def own_network(name: str, state: State, head: str) -> Network:
+def own_network(name: str, state: State, head: str, actions: Sequence[int]) -> Network:
     """Read a network of the user's own.
 
     Parameters
     ----------
     name : str
         ``package.module:function`` of a function without arguments that makes a `torch.nn.Module` from uint8
-        observations of shape (N, 4, 84, 84) to outputs of shape (N, actions); of an installed package or of the
-        current folder.
+        observations, (N, 4, 84, 84) or (N, 84, 84, 4), to outputs of shape (N, actions); of an installed package or of
+        the current folder.
     state : mapping of str to Tensor
         The module's ``state_dict``.
     head : {"auto", "q", "policy"}
         What the outputs are; a module does not say.
+    actions : sequence of int
+        The numbers of actions that fit the game; of several outputs the one of such a width is the policy's.
 
     Returns
     -------
@@ -44,20 +49,73 @@ def own_network(name: str, state: State, head: str) -> Network:
         network is none that is read.
     """
     source = f"teacher.network={name}"
-    if head == "auto":
-        raise UserError(f"{source} does not say what its outputs are; add teacher.head=q or teacher.head=policy")
+    head = settled_head(head, None, source)
     module = _made(name, source)
     try:
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise UserError(f"{source} and the weights do not fit: {' '.join(str(error).split())[:300]}") from error
-    network = as_policy_network(read_module(module, source), head, source)
-    observations = torch.randint(0, 256, (4, STACK, 84, 84), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    with torch.inference_mode():
-        theirs, ours = module(observations), network(observations)
-    if (ours - theirs).abs().max() > TOLERANCE * max(1e-6, float(theirs.abs().max())):
-        raise UserError(f"{source} computes something else than the layers that were read from it; it is not used")
+    program = read_module(module, ATARI, source)
+    output, network = _policy(program, ATARI, head, actions, source)
+
+    def original(observations: Tensor) -> Tensor:
+        outputs = module(_laid_out(program, observations))
+        return outputs if isinstance(outputs, Tensor) else program.run(_laid_out(program, observations), output)
+
+    check_same(network, original, source)
     return network
+
+
+def program_network(content: bytes, head: str, actions: Sequence[int], source: str) -> Network:
+    """Read the network that a program of `torch.export` computes; nothing of the file is unpickled.
+
+    Parameters
+    ----------
+    content : bytes
+        What `torch.export.save` wrote of a module as `own_network` takes it.
+    head, actions
+        As for `own_network`.
+    source : str
+        What errors call the file.
+
+    Returns
+    -------
+    Network
+        In evaluation mode, compared with the program on random observations.
+
+    Raises
+    ------
+    UserError
+        As `own_network` does, or if the file is damaged, of another version, or its weights are pickled.
+    """
+    head = settled_head(head, None, source)
+    try:
+        program = read_program(content)
+    except Exception as error:  # of damaged archives and JSON, which share no base class
+        raise UserError(f"{source} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if len(program.inputs) != 1 or program.given not in (torch.uint8, torch.float32):
+        raise UserError(f"{source} takes {', '.join(program.inputs)[:200]}; it must take observations alone")
+    batch, *shape = program.shapes[program.inputs[0]]
+    observations = declared(shape, source)
+    output, network = _policy(program, observations, head, actions, source)
+    count = min(batch, MOST) if isinstance(batch, int) else 4
+    check_same(network, lambda given: program.run(_laid_out(program, given), output), source, count)
+    return network
+
+
+def _policy(
+    program: Program, observations: Observations, head: str, actions: Sequence[int], source: str
+) -> tuple[str, Network]:
+    output, network = policy_of(read_outputs(program, observations), head, observations, actions, source)
+    if odd := unknown_call(program, output):
+        raise UserError(f"{source} computes {odd}, which is not run")
+    return output, network
+
+
+def _laid_out(program: Program, observations: Tensor) -> Tensor:
+    """Put the channels of pictures where the program has them."""
+    last = tuple(program.shapes[program.inputs[0]][1:]) != observations.shape[1:]
+    return observations.permute(0, 2, 3, 1).contiguous() if last else observations
 
 
 def _made(name: str, source: str) -> nn.Module:

@@ -15,6 +15,8 @@ from lrp_compress.agents.layouts import Layout
 from lrp_compress.agents.own_networks import own_network
 from lrp_compress.agents.sources import local_file
 from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.spaces import ATARI
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import file_digest
 
@@ -89,6 +91,7 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
     agent = load_agent(path) if own else _adopted(path, config, game, minimal_actions)
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")
+    _check_observations(agent.network, path, game)
     given = {"fire_on_life_loss": config.fire_on_life_loss, "frame_skip": config.frame_skip}
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Agent(agent.network, dataclasses.replace(agent.info, **wanted))
@@ -100,8 +103,9 @@ def _adopted(path: Path, config: TeacherConfig, game: GameConfig, minimal_action
     if config.network is None:
         network, layout, score = read_foreign(path, list(sizes), config.head)
     else:
-        network, score = own_network(config.network, read_tensors(path), config.head), None
+        network, score = own_network(config.network, read_tensors(path), config.head, list(sizes)), None
         layout = Layout(config.network, network.head_kind, (), fires=False)
+    _check_observations(network, path, game)
     if network.actions not in sizes:
         allowed = " or ".join(f"{size} ({name})" for size, name in sizes.items())
         raise UserError(
@@ -117,3 +121,12 @@ def _adopted(path: Path, config: TeacherConfig, game: GameConfig, minimal_action
         frame_skip=layout.frame_skip,
     )
     return Agent(network, info)
+
+
+def _check_observations(network: Network, path: Path, game: GameConfig) -> None:
+    taken = network.observations
+    if (taken.shape, taken.dtype) != (ATARI.shape, ATARI.dtype):
+        raise UserError(
+            f"teacher {path} takes observations of shape {taken.shape}, {taken.dtype}, but {game.name} gives "
+            f"{ATARI.shape}, {ATARI.dtype}; it was trained in another environment"
+        )

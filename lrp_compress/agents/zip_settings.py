@@ -6,28 +6,31 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lrp_compress.agents.architectures import Architecture
 from lrp_compress.support.errors import UserError
 
 RAW_PIXELS = 255.0  # conv1 times this takes pixels in [0, 1] for pixels in [0, 255]
 
 
-def check_settings(settings: Mapping[str, Any], dense_layers: int, source: str) -> None:
-    """Refuse an agent whose tensors look like a Nature CNN's but are used in another way.
+def check_settings(settings: Mapping[str, Any], architecture: Architecture, dense_layers: int, source: str) -> None:
+    """Refuse an agent whose tensors look like a known network's but are used in another way.
 
     Parameters
     ----------
     settings : mapping
         The zip's JSON, empty for other files.
+    architecture : Architecture
+        Of the network that the tensors look like.
     dense_layers : int
-        Dense layers above the features, whose activation the settings choose.
+        Dense layers below the output, of which the settings choose the activation of those that the extractor has not.
     source : str
         What errors call the agent.
 
     Raises
     ------
     UserError
-        If its actions are not discrete, its features are extracted by another class, or another function than ReLU
-        follows its dense layers.
+        If its actions are not discrete, its features are extracted by another class, or another function
+        follows its dense layers than in that network.
     """
     if not settings:
         return
@@ -35,12 +38,15 @@ def check_settings(settings: Mapping[str, Any], dense_layers: int, source: str) 
     if space != "Discrete":
         raise UserError(f"{source}: its action space is {space}, but only Discrete ones are played")
     policy = _part(settings, "policy_kwargs")
-    extractor = _class(policy.get("features_extractor_class", "NatureCNN"))
-    if extractor != "NatureCNN":
-        raise UserError(f"{source}: its features are extracted by {extractor}; only NatureCNN is read")
-    activation = _class(policy.get("activation_fn", "ReLU"))
-    if dense_layers > 0 and activation != "ReLU":
-        raise UserError(f"{source}: {activation} follows its dense layers; only ReLU is computed here")
+    extractor = _class(policy.get("features_extractor_class", architecture.extractor))
+    if extractor != architecture.extractor:
+        raise UserError(f"{source}: its features are extracted by {extractor}; only {architecture.extractor} is read")
+    activation = _class(policy.get("activation_fn", architecture.activation))
+    chosen = dense_layers - (architecture.convolutions > 0)  # a convolutional extractor ends with one of its own
+    if chosen > 0 and activation != architecture.activation:
+        raise UserError(
+            f"{source}: {activation} follows its dense layers; only {architecture.activation} is computed here"
+        )
 
 
 def check_actions(settings: Mapping[str, Any], actions: int, source: str) -> None:

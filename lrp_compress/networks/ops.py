@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lrp_compress.networks.rounding import Rounding
@@ -147,7 +147,7 @@ def checked_options(op: str, options: Options) -> dict[str, Any]:
         elif name in WINDOW:
             fits = isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]
         else:
-            fits = type(value) in (int, float) and math.isfinite(value)
+            fits = type(value) in (int, float) and abs(value) <= torch.finfo(torch.float32).max
         if not fits:
             raise ValueError(f"has the {name} {value!r}")
     return {name: tuple(value) if name in WINDOW else value for name, value in options.items()}

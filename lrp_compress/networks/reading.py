@@ -1,176 +1,126 @@
-"""A network of one's own, read as a list of layers from what PyTorch says it computes."""
+"""What a program of `torch.export` computes, and a module by way of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from lrp_compress.networks.graph import Layer, LayerList
-from lrp_compress.networks.nature import STACK
+from lrp_compress.networks import values
+from lrp_compress.networks.aten import READERS, VIEWS, Call, Read
+from lrp_compress.networks.programs import SIZE_OF_BATCH, Node, Program, read_program
+from lrp_compress.networks.spaces import Observations
+from lrp_compress.networks.values import Unread, Value
 from lrp_compress.support.errors import UserError
 
-ATEN = torch.ops.aten
+
+def read_outputs(program: Program, observations: Observations) -> dict[str, Value | Unread]:
+    """Read what a program with one input computes.
+
+    Returns
+    -------
+    dict of str to Value or Unread
+        By output; the first thing on the way to it that is no layer, if there is one.
+    """
+    return _Reading(program, observations).outputs()
 
 
-@dataclass
-class _Reading:
-    """What has been read so far."""
-
-    tensors: Mapping[str, Tensor]  # by the names that their nodes have in the program
-    layers: list[Layer] = field(default_factory=list)
-    state: dict[str, Tensor] = field(default_factory=dict)
-    scale: float = 1.0
-    at: str = ""  # the node that has computed the last layer's value
-
-    def tensor(self, node: Any) -> Tensor | None:
-        return None if node is None else self.tensors[node.name].detach().float()
-
-    def add(self, node: fx.Node, op: str, options: dict[str, Any] | None = None) -> None:
-        self.layers.append(Layer(node.name, op, options or {}))
-
-    def weigh(self, node: fx.Node, op: str, options: dict[str, Any]) -> None:
-        weight = self.tensor(node.args[1])
-        bias = self.tensor(node.args[2]) if len(node.args) > 2 else None
-        assert weight is not None
-        self.add(node, op, options | ({"kernel": list(weight.shape[2:])} if op == "conv" else {}))
-        self.state |= {
-            f"{node.name}.weight": weight,
-            f"{node.name}.bias": torch.zeros(len(weight)) if bias is None else bias,
-        }
+def unknown_call(program: Program, output: str) -> str | None:
+    """Name a call on the way to an output that is none of a layer: such a program is not run."""
+    for node in program.way(output):
+        name, _, overload = node.op.partition(".")
+        if node.op != SIZE_OF_BATCH and f"{name.removesuffix('_')}.{overload}" not in READERS:
+            return node.op
+    return None
 
 
-def read_module(module: nn.Module, source: str) -> LayerList:
-    """Read what a module computes, by `torch.export`; nothing of it is run but its own ``forward``.
+def read_module(module: nn.Module, observations: Observations, source: str) -> Program:
+    """Export a module by `torch.export`; nothing of it is run but its own ``forward``.
 
     Parameters
     ----------
     module : nn.Module
-        From observations, uint8 of shape (N, 4, 84, 84), to outputs of shape (N, actions). A batch normalisation after
-        a convolution or a dense layer is folded into it.
+        From observations, (N, *observations.shape) or with the channels last, to outputs of shape (N, actions).
+    observations : Observations
     source : str
         What errors call the module.
 
     Returns
     -------
-    LayerList
+    Program
 
     Raises
     ------
     UserError
-        If it cannot be exported, computes something that is no layer which is known, or is no chain of layers.
+        If it cannot be exported.
     """
-    observations = torch.randint(0, 256, (2, STACK, 84, 84), dtype=torch.uint8)
-    module = module.eval()
-    try:
-        program = torch.export.export(module, (observations,), dynamic_shapes=({0: torch.export.Dim("n")},))
-    except Exception as error:  # of the module's own code too
-        raise UserError(
-            f"{source} cannot be exported by PyTorch: {' '.join(str(error).split())[:300]}; it must take observations, "
-            f"uint8 of shape (N, {STACK}, 84, 84), and give a tensor of shape (N, actions)"
-        ) from error
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    names |= signature.inputs_to_lifted_tensor_constants
-    values = {**program.state_dict, **program.constants}
-    reading = _Reading({node: values[name] for node, name in names.items()})
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name not in names:
-            reading.at = node.name
-        elif node.op == "call_function" and node.target is not ATEN._assert_tensor_metadata.default:
-            _read(node, reading, source)
-        elif node.op == "output" and [arg.name for arg in node.args[0]] != [reading.at]:
-            raise UserError(f"{source} gives several values; it must give the outputs of the policy alone")
-    return LayerList(reading.layers, reading.state, reading.scale)
+    shapes = [observations.shape] + [(*observations.shape[1:], observations.shape[0])] * (len(observations.shape) == 3)
+    errors = []
+    for shape in shapes:
+        given = torch.zeros((2, *shape), dtype=getattr(torch, observations.dtype))
+        try:
+            exported = torch.export.export(module.eval(), (given,), dynamic_shapes=({0: torch.export.Dim("n")},))
+            content = io.BytesIO()
+            torch.export.save(exported, content)
+            return read_program(content.getvalue())
+        except Exception as error:  # of the module's own code too
+            errors.append(error)
+    raise UserError(
+        f"{source} cannot be exported by PyTorch: {' '.join(str(errors[0]).split())[:300]}; it must take observations, "
+        f"{observations.dtype} of shape (N, {', '.join(map(str, observations.shape))}), and give a tensor of shape "
+        "(N, actions)"
+    ) from errors[0]
 
 
-def _read(node: fx.Node, reading: _Reading, source: str) -> None:
-    values = [arg.name for arg in node.args if isinstance(arg, fx.Node) and arg.name not in reading.tensors]
-    reader = READERS.get(node.target)
-    if reader is None:
-        raise UserError(f"{source} computes {node.target}, which is no layer that is read")
-    if values != [reading.at]:
-        raise UserError(f"{source} is no chain of layers: {node.target} is computed from {', '.join(values)}")
-    if not reader(node, reading):
-        raise UserError(f"{source} computes {node.target} in a way that is not read")
-    reading.at = node.name
+@dataclass
+class _Reading:
+    """What has been read of a program."""
 
+    program: Program
+    observations: Observations
+    reads: dict[str, Read] = field(default_factory=dict)
+    same: dict[str, str] = field(default_factory=dict)  # by value the first whose memory it may share
 
-def _same(node: fx.Node, reading: _Reading) -> bool:
-    return True
+    def outputs(self) -> dict[str, Value | Unread]:
+        """Read every output."""
+        (given,) = self.program.inputs
+        last = tuple(self.program.shapes[given][1:]) != self.observations.shape
+        self.reads = {**self.program.tensors, given: values.given(self.observations, last)}
+        for node in self.program.nodes:
+            self._read(node, self.program.shapes[given][0])
+        found = {name: self.reads.get(name, Unread("an output that is not known")) for name in self.program.outputs}
+        return {name: one if isinstance(one, Value | Unread) else Unread("a constant") for name, one in found.items()}
 
+    def _read(self, node: Node, batch: int | str) -> None:
+        if node.output is None or node.op == SIZE_OF_BATCH:
+            return
+        name, _, overload = node.op.partition(".")
+        in_place = name.endswith("_")
+        call = Call(node, self.reads, self.program.shapes.get(node.output, []), batch)
+        reader = READERS.get(f"{name.removesuffix('_')}.{overload}")
+        try:
+            for argument in node.names():
+                if isinstance(before := self.reads.get(argument), Unread):
+                    raise before
+            if reader is None:
+                raise Unread(f"{node.op.removesuffix('.default')}")
+            found: Read = reader(call)
+        except Unread as error:
+            found = error
+        self.reads[node.output] = found
+        if not (names := node.names()):
+            return
+        if in_place:
+            self._changed(names[0], found)
+        if in_place or reader in VIEWS:
+            self.same[node.output] = self.same.get(names[0], names[0])
 
-def _scale(node: fx.Node, reading: _Reading) -> bool:
-    factor = node.args[1]
-    if isinstance(factor, fx.Node):
-        value = reading.tensor(factor) if factor.name in reading.tensors else None
-        factor = None if value is None or value.numel() != 1 else value.item()
-    if reading.layers or not isinstance(factor, int | float):
-        return False
-    reading.scale = reading.scale / factor if node.target is ATEN.div.Tensor else reading.scale * factor
-    return True
-
-
-def _conv(node: fx.Node, reading: _Reading) -> bool:
-    given = [*node.args[3:], *([1, 1], [0, 0], [1, 1], 1)[len(node.args[3:]) :]]
-    stride, padding, dilation, groups = given
-    if isinstance(padding, str):
-        if padding != "valid":
-            return False
-        padding = [0, 0]
-    pairs = {"stride": stride, "padding": padding, "dilation": dilation}
-    options = {name: list(pair) * (2 // len(pair)) for name, pair in pairs.items()}  # type: ignore[arg-type]
-    reading.weigh(node, "conv", options | {"groups": groups})
-    return True
-
-
-def _dense(node: fx.Node, reading: _Reading) -> bool:
-    reading.weigh(node, "dense", {})
-    return True
-
-
-def _batch_norm(node: fx.Node, reading: _Reading) -> bool:
-    weight, bias, mean, variance = (reading.tensor(arg) for arg in node.args[1:5])
-    if not reading.layers or reading.layers[-1].op not in ("conv", "dense") or mean is None or variance is None:
-        return False
-    name = reading.layers[-1].name
-    factor = (variance + float(node.args[7])).rsqrt()  # type: ignore[arg-type]
-    factor = factor if weight is None else factor * weight
-    own = reading.state[f"{name}.weight"]
-    reading.state[f"{name}.weight"] = own * factor.view(-1, *[1] * (own.dim() - 1))
-    shifted = (reading.state[f"{name}.bias"] - mean) * factor
-    reading.state[f"{name}.bias"] = shifted if bias is None else shifted + bias
-    return True
-
-
-def _relu(node: fx.Node, reading: _Reading) -> bool:
-    reading.add(node, "relu")
-    return True
-
-
-def _flatten(node: fx.Node, reading: _Reading) -> bool:
-    value: Tensor = node.meta["val"]
-    if value.dim() != 2:
-        return False
-    if not reading.layers or reading.layers[-1].op not in ("flatten", "dense"):
-        reading.add(node, "flatten", {"channels_last": False})
-    return True
-
-
-READERS: dict[Any, Callable[[fx.Node, _Reading], bool]] = {
-    **dict.fromkeys(
-        (ATEN.to.dtype, ATEN._to_copy.default, ATEN.dropout.default, ATEN.contiguous.default, ATEN.detach.default),
-        _same,
-    ),
-    **dict.fromkeys((ATEN.div.Tensor, ATEN.mul.Tensor), _scale),
-    **dict.fromkeys((ATEN.conv2d.default, ATEN.conv2d.padding), _conv),
-    ATEN.linear.default: _dense,
-    ATEN.batch_norm.default: _batch_norm,
-    **dict.fromkeys((ATEN.relu.default, ATEN.relu_.default), _relu),
-    **dict.fromkeys(
-        (ATEN.flatten.using_ints, ATEN.view.default, ATEN.reshape.default, ATEN._unsafe_view.default), _flatten
-    ),
-}
+    def _changed(self, changed: str, found: Read) -> None:
+        """Note that a value was changed in place: what shares its memory is no longer what it was."""
+        shared = self.same.get(changed, changed)
+        for name in [*self.same, shared]:
+            if self.same.get(name, name) == shared:
+                self.reads[name] = Unread("a value that is changed in place under another name")
+        self.reads[changed] = found

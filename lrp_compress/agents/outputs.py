@@ -1,0 +1,122 @@
+"""Which of what a file or a module computes is the policy, and whether what was read is what it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lrp_compress.networks.building import network_of
+from lrp_compress.networks.graph import Network
+from lrp_compress.networks.spaces import ATARI, Observations
+from lrp_compress.networks.values import Unread, Value
+from lrp_compress.support.errors import UserError
+
+TOLERANCE = 1e-3  # relative to the largest output
+
+
+def settled_head(head: str, stated: str | None, source: str) -> str:
+    """Settle what the outputs are: what the settings say, else what the file does.
+
+    Raises
+    ------
+    UserError
+        If neither does.
+    """
+    head = str(stated) if head == "auto" and stated in ("q", "policy") else head
+    if head == "auto":
+        raise UserError(f"{source} does not say what its outputs are; add teacher.head=q or teacher.head=policy")
+    return head
+
+
+def declared(shape: Sequence[int | str], source: str) -> Observations:
+    """Say what observations of a shape are: pictures are bytes, their channels first or last; vectors are numbers.
+
+    Raises
+    ------
+    UserError
+        If they are neither.
+    """
+    sides = tuple(side for side in shape if isinstance(side, int) and side > 0)
+    if len(sides) != len(shape) or len(sides) not in (1, 3):
+        told = ", ".join(map(str, shape))[:200]
+        raise UserError(f"{source} takes values of shape (N, {told}); read are pictures and vectors of a fixed size")
+    if len(sides) == 1:
+        return Observations(sides, "float32")
+    return Observations((sides[2], *sides[:2]) if sides[2] < sides[0] else sides, ATARI.dtype, ATARI.unit)
+
+
+def policy_of(
+    outputs: Mapping[str, Value | Unread], head: str, observations: Observations, actions: Sequence[int], source: str
+) -> tuple[str, Network]:
+    """Find the output that is the policy's, and make its network.
+
+    Parameters
+    ----------
+    outputs : mapping of str to Value or Unread
+        What each output is computed by.
+    head : {"q", "policy"}
+        What the policy's outputs are.
+    observations : Observations
+    actions : sequence of int
+        The numbers of actions that fit; of several outputs the one of such a width is the policy's.
+    source : str
+        What errors call the agent.
+
+    Returns
+    -------
+    name : str
+        Of the output.
+    network : Network
+
+    Raises
+    ------
+    UserError
+        If none or several may be, saying why the others are not.
+    """
+    networks: dict[str, Network] = {}
+    reasons = []
+    for name, value in outputs.items():
+        try:
+            if isinstance(value, Unread):
+                raise value
+            network = network_of(value, head, observations)
+            if len(outputs) > 1 and network.actions not in actions:
+                raise ValueError(f"it has {network.actions} values, none for each action")
+            networks[name] = network
+        except (Unread, ValueError) as error:
+            why = f"it computes {error}, which is no layer here" if isinstance(error, Unread) else str(error)
+            reasons.append(f"output {name[:80]}: {why}" if len(outputs) > 1 else why)
+    if len(networks) != 1:
+        several = f"its outputs {', '.join(networks)[:200]} may all be the policy's"
+        raise UserError(f"{source} is not read: {several if networks else '; '.join(reasons)[:400]}")
+    ((name, network),) = networks.items()
+    return name, network
+
+
+@torch.inference_mode()
+def check_same(network: Network, original: Callable[[Tensor], Tensor], source: str, count: int = 4) -> None:
+    """Compare what was read with what it was read from, on random observations.
+
+    Parameters
+    ----------
+    network : Network
+    original : callable
+        From observations to outputs; a policy's may be probabilities or their logarithms, which draw the same actions.
+    source : str
+        What errors call it.
+    count : int
+        Observations.
+
+    Raises
+    ------
+    UserError
+        If they compute something else.
+    """
+    observations = network.observations.random(count, 0)
+    expected, ours = original(observations), network(observations)
+    largest = max(1e-6, float(expected.abs().max()))
+    likely = (ours, ours.softmax(-1), ours.log_softmax(-1)) if network.head_kind == "policy" else (ours,)
+    if not any(one.shape == expected.shape and (one - expected).abs().max() <= TOLERANCE * largest for one in likely):
+        raise UserError(f"{source} computes something else than the layers that were read from it; it is not used")

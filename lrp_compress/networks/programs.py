@@ -1,0 +1,225 @@
+"""Programs of `torch.export`, taken out of their archive without unpickling anything.
+
+An archive (``.pt2``, of PyTorch 2.9 and later) is a zip: the graph as JSON, and each weight as plain bytes. PyTorch's
+own `torch.export.load` unpickles what the archive says is pickled; here nothing is, and the example inputs are left.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MODEL = "models/model.json"
+CONFIGS = {"data/weights/": "model_weights_config.json", "data/constants/": "model_constants_config.json"}
+MARKS = (f"/{MODEL}", "/archive_format", "serialized_exported_program.json")
+SCHEMA = 8  # major version of the JSON
+DTYPES = {  # numbers of the JSON
+    1: torch.uint8,
+    **{number: dtype for number, dtype in enumerate((torch.int32, torch.int64, torch.float16), start=4)},
+    7: torch.float32,
+    8: torch.float64,
+    13: torch.bfloat16,
+}
+PREFIX = "torch.ops.aten."
+SIZE_OF_BATCH = "sym_size.int"
+
+
+class Name(str):
+    """In an argument, the name of a value."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call.
+
+    Attributes
+    ----------
+    op : str
+        Of ATen, with its overload: ``"conv2d.default"``.
+    arguments : dict
+        By their names in the schema of the operation.
+    output : str or None
+        Name of the value that it gives, if it gives one.
+    """
+
+    op: str
+    arguments: dict[str, Any]
+    output: str | None
+
+    def names(self) -> list[str]:
+        """Name the values that it is given."""
+        parts = [part for value in self.arguments.values() for part in (value if isinstance(value, list) else [value])]
+        return [part for part in parts if isinstance(part, Name)]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph of calls.
+
+    Attributes
+    ----------
+    inputs, outputs : list of str
+        Names of the values that are given and computed.
+    nodes : list of Node
+        In the order of computation.
+    tensors : dict of str to Tensor
+        Weights and constants by their names in the graph.
+    shapes : dict of str to list of int or str
+        Of every value; a size that is not fixed is an expression.
+    given : torch.dtype
+        Of the first input.
+    """
+
+    inputs: list[str]
+    outputs: list[str]
+    nodes: list[Node]
+    tensors: dict[str, Tensor]
+    shapes: dict[str, list[int | str]]
+    given: torch.dtype
+
+    def run(self, given: Tensor, output: str) -> Tensor:
+        """Compute an output from the one input; all that is on the way must be known to be harmless."""
+        values: dict[str, Any] = {**self.tensors, self.inputs[0]: given.to(self.given, copy=True)}
+        for node in self.way(output):
+            name, _, overload = node.op.partition(".")
+            call = getattr(getattr(torch.ops.aten, name), overload)
+            values[str(node.output)] = call(**{key: _filled(value, values) for key, value in node.arguments.items()})
+        result: Tensor = values[output]
+        return result
+
+    def way(self, output: str) -> list[Node]:
+        """List the calls whose values an output is computed from, and those that change such a value in place."""
+        wanted, way = {output}, []
+        for node in reversed(self.nodes):
+            names = node.names()
+            if node.output in wanted or (node.op.partition(".")[0].endswith("_") and wanted.intersection(names[:1])):
+                wanted |= {str(node.output), *names}
+                way.append(node)
+        return way[::-1]
+
+
+def is_program(content: bytes) -> bool:
+    """Tell whether a file is an archive of `torch.export`, of any version."""
+    if content[:2] != b"PK":
+        return False
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return any(name.endswith(MARKS) for name in archive.namelist())
+
+
+def read_program(content: bytes) -> Program:
+    """Read a program from its archive.
+
+    Parameters
+    ----------
+    content : bytes
+        What `torch.export.save` writes.
+
+    Returns
+    -------
+    Program
+
+    Raises
+    ------
+    ValueError
+        If it is of another version, or something in it is pickled.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        root = next((name.removesuffix(MODEL) for name in archive.namelist() if name.endswith(f"/{MODEL}")), None)
+        if root is None or not all(
+            f"{root}{folder}{config}" in archive.namelist() for folder, config in CONFIGS.items()
+        ):
+            raise ValueError("it is a program of an older PyTorch; save it again with PyTorch 2.9 or later")
+        model = json.loads(archive.read(root + MODEL))
+        if model["schema_version"]["major"] != SCHEMA:
+            raise ValueError(
+                f"it is a program of another version ({model['schema_version']}); read are those of {SCHEMA}"
+            )
+        stored: dict[str, Tensor] = {}
+        for folder, config in CONFIGS.items():
+            for name, payload in json.loads(archive.read(f"{root}{folder}{config}"))["config"].items():
+                stored[name] = _tensor(name, payload, archive, root + folder)
+    graph = model["graph_module"]["graph"]
+    inputs, tensors = [], {}
+    for spec in model["graph_module"]["signature"]["input_specs"]:
+        ((kind, what),) = spec.items()
+        if kind == "user_input":
+            inputs.append(next(iter(what["arg"].values()))["name"])
+        elif (key := what.get(f"{kind}_name", what.get("tensor_constant_name"))) is not None:
+            tensors[what["arg"]["name"]] = stored[key]
+    return Program(
+        inputs,
+        [next(iter(one.values()))["name"] for one in graph["outputs"]],
+        [_node(node) for node in graph["nodes"]],
+        tensors,
+        {name: [_size(size) for size in value["sizes"]] for name, value in graph["tensor_values"].items()},
+        DTYPES.get(graph["tensor_values"][inputs[0]]["dtype"], torch.bool) if inputs else torch.bool,
+    )
+
+
+def _tensor(name: str, payload: Mapping[str, Any], archive: zipfile.ZipFile, folder: str) -> Tensor:
+    if payload["use_pickle"]:
+        raise ValueError(f"{name[:80]} in it is pickled, which is never loaded; save a module of plain tensors")
+    meta = payload["tensor_meta"]
+    if meta["dtype"] not in DTYPES:
+        raise ValueError(f"{name[:80]} in it is of a kind that is not read")
+    dtype, content = DTYPES[meta["dtype"]], bytearray(archive.read(folder + payload["path_name"]))
+    flat = torch.frombuffer(content, dtype=dtype) if content else torch.zeros(0, dtype=dtype)
+    sizes, strides = ([int(size["as_int"]) for size in meta[key]] for key in ("sizes", "strides"))
+    tensor = flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"]))
+    if tensor.numel() > flat.numel():
+        raise ValueError(f"{name[:80]} in it has fewer numbers than it says")
+    return tensor
+
+
+def _node(node: Mapping[str, Any]) -> Node:
+    arguments = {one["name"]: _argument(one["arg"]) for one in node["inputs"]}
+    outputs = list(_names(node["outputs"]))
+    return Node(node["target"].removeprefix(PREFIX)[:80], arguments, outputs[0] if len(outputs) == 1 else None)
+
+
+def _names(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for output in outputs:
+        ((_, what),) = output.items()
+        yield str(what.get("name", what.get("as_name"))) if isinstance(what, dict) else ""
+
+
+PLAIN = ("as_int", "as_bool", "as_string", "as_ints", "as_floats", "as_bools")
+ARGUMENTS: Mapping[str, Callable[[Any], Any]] = {  # what arguments are, by the kinds that the JSON gives them
+    **dict.fromkeys(PLAIN, lambda value: value),
+    "as_none": lambda value: None,
+    "as_float": float,
+    "as_tensor": lambda value: Name(value["name"]),
+    "as_tensors": lambda value: [Name(one["name"]) for one in value],
+    "as_sym_int": lambda value: _argument_size(value),
+    "as_sym_ints": lambda value: [_argument_size(one) for one in value],
+    "as_scalar_type": lambda value: DTYPES.get(value, torch.bool),
+    "as_device": lambda value: torch.device("cpu"),
+    "as_layout": lambda value: torch.strided,
+    "as_memory_format": lambda value: torch.contiguous_format,
+}
+
+
+def _argument(argument: Mapping[str, Any]) -> Any:
+    ((kind, value),) = argument.items()
+    return ARGUMENTS[kind](value) if kind in ARGUMENTS else f"what is not read: {kind}"
+
+
+def _argument_size(size: Mapping[str, Any]) -> int | Name:
+    return Name(size["as_name"]) if "as_name" in size else int(size["as_int"])
+
+
+def _size(size: Mapping[str, Any]) -> int | str:
+    return int(size["as_int"]) if "as_int" in size else str(size["as_expr"]["expr_str"])
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, list):
+        return [_filled(one, values) for one in value]
+    return values[value] if isinstance(value, Name) else value
