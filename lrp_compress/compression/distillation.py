@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.compression.learner import Learner, Progress
+from lrp_compress.compression.learner import Learner, Progress, Terms
 from lrp_compress.compression.losses import default_temperature
 from lrp_compress.compression.visited_states import Player, label
 from lrp_compress.config.schema import DistillConfig
@@ -140,8 +140,8 @@ def distill(
     hinted = {name: kept[name] for name in network.dense_layers if config.hint and name in kept}
     greedy = acting.rule.kind == "greedy"
     unit = 1.0 if not greedy else temperature  # what is sampled from has to keep its scale
-    batches = stage_seed(seed, "batches")
-    learner = Learner(network, list(hinted), held_out, config, samples, temperature, unit, greedy, dtype, batches)
+    terms = Terms(temperature, unit, greedy, dtype, stage_seed(seed, "batches"))
+    learner = Learner(network, list(hinted), held_out, config, terms)
     if beside.checkpoint:
         learner.restore(beside.checkpoint)
     begun, steps = learner.samples, 0

@@ -58,24 +58,12 @@ def _power_average(average: Tensor, newest: Tensor, count: Tensor | int) -> Tens
     return average + (newest - average) * min(1.0, (GAMMA + 1) / (int(count) + 1))
 
 
-class Learner:
-    """The student, its optimiser, the average of its weights, and that average when it was best.
+@dataclass(frozen=True)
+class Terms:
+    """On what terms a student learns, beyond its settings.
 
-    All compute the outputs in multiples of `unit` until `finished`. The optimiser's steps do not depend on the scale of
-    what is learned, so Q-values close together would be lost in them.
-
-    Parameters
+    Attributes
     ----------
-    student : Network
-        Where to start from, on the device to learn on; it is learned on.
-    hinted : sequence of str
-        Dense layers whose units are given the teacher's values.
-    held_out : LabelledStates
-        What the student is judged by.
-    config : DistillConfig
-        Loss and optimiser.
-    samples : int
-        States to learn from at most.
     temperature, unit : float
         Of the loss, and of the outputs that are learned.
     greedy : bool
@@ -87,34 +75,56 @@ class Learner:
         Of the batches.
     """
 
+    temperature: float
+    unit: float
+    greedy: bool
+    dtype: torch.dtype
+    seed: int
+
+
+class Learner:
+    """The student, its optimiser, the average of its weights, and that average when it was best.
+
+    All compute the outputs in multiples of ``terms.unit`` until `finished`. The optimiser's steps do not depend on the
+    scale of what is learned, so Q-values close together would be lost in them.
+
+    Parameters
+    ----------
+    student : Network
+        Where to start from, on the device to learn on; it is learned on.
+    hinted : sequence of str
+        Dense layers whose units are given the teacher's values.
+    held_out : LabelledStates
+        What the student is judged by.
+    config : DistillConfig
+        Loss, optimiser, and from how many states it learns at most.
+    terms : Terms
+        The rest.
+    """
+
     def __init__(
         self,
         student: Network,
         hinted: Sequence[str],
         held_out: LabelledStates,
         config: DistillConfig,
-        samples: int,
-        temperature: float,
-        unit: float,
-        greedy: bool,
-        dtype: torch.dtype,
-        seed: int,
+        terms: Terms,
     ) -> None:
-        _scale_outputs(student, 1 / unit)
+        _scale_outputs(student, 1 / terms.unit)
         self.samples = 0
         self.curve: list[Progress] = []
         self._student = student
         self._average = AveragedModel(student, avg_fn=_power_average, use_buffers=True).eval()
         self._best = copy.deepcopy(self.actor)
         self._held_out = held_out
-        self._dtype = dtype
-        self._total = samples
+        self._dtype = terms.dtype
+        self._total = config.samples
         self._resumed_at = 0
         self._config = config
         self._learning_rate = config.learning_rate or LEARNING_RATES[student.head_kind]
-        self._unit = unit
-        self._temperature = temperature / unit
-        self._greedy = greedy
+        self._unit = terms.unit
+        self._temperature = terms.temperature / terms.unit
+        self._greedy = terms.greedy
         self._hinted = hinted
         self._loss = LOSSES[config.loss]
         self._losses: list[Tensor] = []
@@ -123,7 +133,7 @@ class Learner:
         self._optimiser = torch.optim.AdamW(
             student.parameters(), lr=self._learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        self._rng = torch.Generator().manual_seed(seed)
+        self._rng = torch.Generator().manual_seed(terms.seed)
         self._least = self._distance(*self._judge(self._best))
 
     @property

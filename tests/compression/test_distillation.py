@@ -17,7 +17,7 @@ from lrp_compress.agents.checkpoints import Agent, all_channels, load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.compression.distillation import Beside, Distillation, distill
-from lrp_compress.compression.learner import Learner, Progress
+from lrp_compress.compression.learner import Learner, Progress, Terms
 from lrp_compress.compression.losses import LOSSES, action_agreement, hint_loss
 from lrp_compress.compression.pruning import apply_pruning, plan_pruning
 from lrp_compress.config.checks import conf_dir
@@ -171,11 +171,11 @@ def test_learning_that_stalls_ends(teacher: Agent, play: Rollouts):
 
 def test_greedy_play_stalls_where_the_choices_do(play: Rollouts):
     """A loss that falls does not keep greedy play learning, nor does one that stalls end it while agreement rises."""
-    config, held_out = configured(patience=1000, enough=0.0), play.part(play.held_out())
+    config, held_out = configured(samples=9000, patience=1000, enough=0.0), play.part(play.held_out())
     falling, rising = [0.5, 0.4, 0.3, 0.2], [0.6, 0.7, 0.8, 0.9]
 
     def stalls(greedy: bool, losses: list[float], agreements: list[float]) -> bool:
-        learner = Learner(small_student(), [], held_out, config, 9000, 1.0, 1.0, greedy, torch.float32, 0)
+        learner = Learner(small_student(), [], held_out, config, Terms(1.0, 1.0, greedy, torch.float32, 0))
         learner.curve = [
             Progress(500 * number, 1.0, loss, agreement)
             for number, (loss, agreement) in enumerate(zip(losses, agreements, strict=True), 1)

@@ -19,7 +19,7 @@ def test_a_residual_network_goes_the_whole_path(tmp_path: Path) -> None:
     teacher = Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(network.widths)))
     overrides = [one for one in SMALL if not one.startswith(("quantize", "export"))]
     done = lc.compress(
-        teacher, "pong", 0.5, *overrides, "export=[onnx,c]", "quantize={distill: never, min_agreement: 0.0, states: 32}",
+        teacher, "pong", 0.5, *overrides, "export=[c]", "quantize={distill: never, min_agreement: 0.0, states: 32}",
         f"cache_dir={tmp_path}", folder=tmp_path / "run",
     )  # fmt: skip
     assert done.student.network.widths == {name: width // 2 for name, width in network.widths.items()}
