@@ -95,8 +95,8 @@ def _flat(shape: Shape, options: Options) -> Shape:
     return (shape[0] * shape[1] * shape[2],)
 
 
-def _window(options: Options) -> tuple[tuple[int, int], ...]:
-    return tuple(options[name] for name in WINDOW)
+def _window(options: Options) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    return options["kernel"], options["stride"], options["padding"]
 
 
 WINDOW = ("kernel", "stride", "padding")

@@ -19,7 +19,7 @@ from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.layouts import fill_state
 from lrp_compress.config.schema import LearnerConfig
 from lrp_compress.networks.fast import faster_precision
-from lrp_compress.networks.nature import NATURE_WIDTHS, fold_dueling, nature_cnn
+from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError, unknown_name
 from lrp_compress.support.registry import Registry
 from lrp_compress.training.policies import FastNatureCNN
@@ -112,7 +112,7 @@ def begin_with(learner: BaseAlgorithm, agent: Agent, source: str) -> None:
     if agent.info.action_set != "minimal":
         raise UserError(f"{source} chooses among all actions; trainings use the game's minimal action set")
     policy: Any = learner.policy
-    fill_state(policy.state_dict(), fold_dueling(agent.network), source)
+    fill_state(policy.state_dict(), agent.network, source)
     for name in ("q_net", "quantile_net"):
         if hasattr(policy, name):
             getattr(policy, f"{name}_target").load_state_dict(getattr(policy, name).state_dict())
