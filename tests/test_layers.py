@@ -31,7 +31,7 @@ ONLY_IMPORTER = {
     "huggingface_hub": "agents.sources",
     "litert_torch": "deployment.files.converters",
     "mlflow": "tracking",
-    "onnx": ("agents.onnx_files", "deployment", "tracking.models"),
+    "onnx": ("agents.onnx_files", "networks.onnx_reading", "deployment", "tracking.models"),
     "optuna": ("search", "compression.tuning"),
     "sb3_contrib": "training",
     "stable_baselines3": "training",

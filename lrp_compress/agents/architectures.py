@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lrp_compress.networks import values
@@ -73,7 +74,7 @@ def _impala(state: State, head: str) -> Network:
         number += 1
         return values.conv(value, state[f"conv{number}.weight"], state[f"conv{number}.bias"], padding=(1, 1))
 
-    value = values.given(ATARI)
+    value = values.affine(values.given(ATARI), torch.tensor(1 / ATARI.unit), None)
     for _ in range(SEQUENCES):
         value = values.pooled("max_pool", conv(value), (3, 3), (2, 2), (1, 1))
         for _ in range(BLOCKS):

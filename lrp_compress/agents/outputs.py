@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,7 @@ from lrp_compress.networks.values import Unread, Value
 from lrp_compress.support.errors import UserError
 
 TOLERANCE = 1e-3  # relative to the largest output
+MOST_NUMBERS = 2**18  # of an observation: a file cannot make pictures that take gigabytes
 
 
 def settled_head(head: str, stated: str | None, source: str) -> str:
@@ -42,6 +44,8 @@ def declared(shape: Sequence[int | str], source: str) -> Observations:
     if len(sides) != len(shape) or len(sides) not in (1, 3):
         told = ", ".join(map(str, shape))[:200]
         raise UserError(f"{source} takes values of shape (N, {told}); read are pictures and vectors of a fixed size")
+    if math.prod(sides) > MOST_NUMBERS:
+        raise UserError(f"{source} takes {math.prod(sides)} numbers at once; at most {MOST_NUMBERS} are read")
     if len(sides) == 1:
         return Observations(sides, "float32")
     return Observations((sides[2], *sides[:2]) if sides[2] < sides[0] else sides, ATARI.dtype, ATARI.unit)

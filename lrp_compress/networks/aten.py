@@ -51,6 +51,13 @@ class Call:
             return found
         raise Unread(f"{self.node.op} with weights that are computed")
 
+    def weight(self, name: str) -> Tensor:
+        """Give an argument that is a tensor of the program."""
+        found = self.constant(name)
+        if found is None:
+            raise self.unread()
+        return found
+
     def pair(self, name: str, default: Any) -> tuple[int, int]:
         """Give an argument for rows and columns."""
         given = self.get(name, default)
@@ -90,8 +97,8 @@ def _arithmetic(call: Call) -> Value:
 
 
 def _conv(call: Call) -> Value:
-    value, weight, bias = call.value("input"), call.constant("weight"), call.constant("bias")
-    if weight is None or weight.dim() != 4:
+    value, weight, bias = call.value("input"), call.weight("weight"), call.constant("bias")
+    if weight.dim() != 4:
         raise call.unread()
     stride, dilation = call.pair("stride", 1), call.pair("dilation", 1)
     if call.get("padding", 0) == "same":
@@ -107,20 +114,19 @@ def _conv(call: Call) -> Value:
 
 
 def _linear(call: Call) -> Value:
-    weight = call.constant("weight")
-    assert weight is not None
-    return values.dense(call.value("input"), weight, call.constant("bias"))
+    return values.dense(call.value("input"), call.weight("weight"), call.constant("bias"))
 
 
 def _matmul(call: Call) -> Value:
-    weight = call.constant("other")
-    assert weight is not None
+    weight = call.weight("other")
+    if weight.dim() != 2:
+        raise call.unread()
     return values.dense(call.value("self"), weight.t(), None)
 
 
 def _batch_norm(call: Call) -> Value:
-    mean, variance = call.constant("running_mean"), call.constant("running_var")
-    if mean is None or variance is None or call.get("training"):
+    mean, variance = call.weight("running_mean"), call.weight("running_var")
+    if call.get("training"):
         raise call.unread()
     weight, bias = call.constant("weight"), call.constant("bias")
     return values.normalised(call.value("input"), mean, variance, weight, bias, float(call.get("eps")))
@@ -163,7 +169,11 @@ def _adaptive(call: Call) -> Value:
 def _mean(call: Call) -> Value:
     value, axes = call.value("self"), call.get("dim") or []
     over = {axis % 4 for axis in axes if isinstance(axis, int)}
-    if len(value.shape) != 3 or over != ({1, 2} if value.last else {2, 3}) or call.get("dtype", torch.float32) is None:
+    if (
+        len(value.shape) != 3
+        or over != ({1, 2} if value.last else {2, 3})
+        or call.get("dtype") not in (None, torch.float32)
+    ):
         raise call.unread()
     mean = values.averaged(value)
     return mean if call.get("keepdim", False) else values.flattened(mean)

@@ -133,7 +133,10 @@ def _constant(node: onnx.NodeProto, constants: Mapping[str, Array]) -> dict[str,
     small = node.op_type in SMALL_ONLY and sum(one.size for one in given.values()) <= SMALL
     if len(given) != len({name for name in node.input if name}) or not (small or node.op_type in KEEP_SIZE):
         return {}
-    (made,) = ReferenceEvaluator(node).run(None, given)
+    try:
+        (made,) = ReferenceEvaluator(node).run(None, given)
+    except Exception:  # of numpy, or of a node that older versions wrote in another way
+        return {}
     return {node.output[0]: np.asarray(made)}
 
 

@@ -25,15 +25,12 @@ WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 
 def agent(head: str = "q") -> Agent:
     torch.manual_seed(0)
-    widths = dict(WIDTHS)
-    if head == "dueling":
-        widths = {"conv1": 4, "conv2": 6, "conv3": 6, "value_fc1": 5, "advantage_fc1": 7}
     lineage = {"teacher": "ab" * 32, "ratio": 0.5, "steps": [1, 2], "note": "ä"}
-    kept = {**all_channels(widths), "conv1": [0, 3, 5, 9]}
-    return Agent(nature_cnn(widths, head, 6), AgentInfo("pong", "full", True, lineage, kept))
+    kept = {**all_channels(WIDTHS), "conv1": [0, 3, 5, 9]}
+    return Agent(nature_cnn(WIDTHS, head, 6), AgentInfo("pong", "full", True, lineage, kept))
 
 
-@pytest.mark.parametrize("head", ["q", "policy", "dueling"])
+@pytest.mark.parametrize("head", ["q", "policy"])
 def test_round_trip(tmp_path: Path, head: str):
     path = tmp_path / "new" / "agent.safetensors"
     saved = agent(head)
@@ -41,7 +38,7 @@ def test_round_trip(tmp_path: Path, head: str):
     loaded = load_agent(path)
     assert loaded.info == saved.info
     network = loaded.network
-    assert (network.widths, network.head_kind, network.actions) == (saved.network.widths, head, 6)
+    assert (network.layers, network.head_kind, network.actions) == (saved.network.layers, head, 6)
     assert not network.training
     for name, tensor in saved.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
@@ -191,12 +188,16 @@ def test_safetensors_of_someone_else(tmp_path: Path):
     refused(path, "no lrp_compress metadata")
 
 
-def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]) -> None:
+def rewritten(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any], old: bool = False) -> None:
     """Save an agent and tamper with its metadata and tensors; what `change` returns replaces the metadata."""
     save_agent(path, agent())
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["lrp_compress"])
+    if old:  # as the first format had it
+        for key in ("layers", "observations", "decision"):
+            del header[key]
+        header |= {"format": "lrp_compress/1", "widths": dict(WIDTHS), "head": "q", "actions": 6}
     replacement = change(header, tensors)
     text = json.dumps(header if replacement is None else replacement)
     save_file(tensors, path, metadata={"lrp_compress": text})
@@ -206,7 +207,8 @@ def drop(mapping: dict[str, Any], key: str) -> None:
     del mapping[key]
 
 
-CHANGES: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]] = {
+Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]
+OLD_CHANGES: dict[str, Change] = {
     "wider": lambda header, _: header["widths"].update(conv2=7),
     "more actions": lambda header, _: header.update(actions=9),
     "another head": lambda header, _: header.update(head="dueling"),
@@ -217,6 +219,29 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]] = {
     "widths null": lambda header, _: header.update(widths=None),
     "width a word": lambda header, _: header["widths"].update(conv1="four"),
     "width zero": lambda header, _: header["widths"].update(conv1=0),
+}
+CHANGES: dict[str, Change] = {
+    "wider": lambda header, _: header["layers"][0]["options"].update(width=7),
+    "far wider": lambda header, _: header["layers"][0]["options"].update(width=2**40),
+    "width a truth": lambda header, _: header["layers"][0]["options"].update(width=True),
+    "option missing": lambda header, _: drop(header["layers"][0]["options"], "stride"),
+    "option too many": lambda header, _: header["layers"][1]["options"].update(slope=0.1),
+    "kernel a number": lambda header, _: header["layers"][0]["options"].update(kernel=8),
+    "slope infinite": lambda header, _: header["layers"][1].update(op="leaky_relu", options={"slope": 1e300}),
+    "more actions": lambda header, _: header["decision"].update(size=9),
+    "unknown head": lambda header, _: header["decision"].update(kind="value"),
+    "other pictures": lambda header, _: header["observations"].update(shape=[4, 64, 64]),
+    "no pictures": lambda header, _: header["observations"].update(shape=[4, 84]),
+    "unit zero": lambda header, _: header["observations"].update(unit=0),
+    "layer missing": lambda header, _: header["layers"].pop(2),
+    "layer twice": lambda header, _: header["layers"].insert(1, header["layers"][0]),
+    "layer unread": lambda header, _: header["layers"].insert(1, header["layers"][1] | {"name": "other"}),
+    "unknown op": lambda header, _: header["layers"][1].update(op="attention"),
+    "rounding": lambda header, _: header["layers"][1].update(op="round"),
+    "a name of torch's": lambda header, _: header["layers"][1].update(name="forward"),
+    "a circle": lambda header, _: header["layers"][0].update(inputs=["conv1"]),
+    "layers a word": lambda header, _: header.update(layers="conv"),
+    "layers null": lambda header, _: header.update(layers=None),
     "another format": lambda header, _: header.update(format="lrp_compress/99"),
     "format missing": lambda header, _: drop(header, "format"),
     "game missing": lambda header, _: drop(header, "game"),
@@ -225,6 +250,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]] = {
     "tensor missing": lambda _, tensors: drop(tensors, "head.bias"),
     "tensor too many": lambda _, tensors: tensors.update({"fc2.bias": torch.zeros(3)}),
     "tensor of another shape": lambda _, tensors: tensors.update({"fc1.bias": torch.zeros(15)}),
+    "tensor not finite": lambda _, tensors: tensors.update({"fc1.bias": torch.full((16,), torch.nan)}),
     "metadata a list": lambda *_: ["lrp_compress/1"],
     "metadata a number": lambda *_: 5,
     "metadata empty": lambda *_: {},
@@ -236,6 +262,60 @@ def test_metadata_and_tensors_must_fit(tmp_path: Path, change: str):
     path = tmp_path / "agent.safetensors"
     rewritten(path, CHANGES[change])
     refused(path, "does not fit its own metadata")
+
+
+@pytest.mark.parametrize("change", OLD_CHANGES)
+def test_metadata_and_tensors_of_the_first_format_must_fit(tmp_path: Path, change: str):
+    path = tmp_path / "agent.safetensors"
+    rewritten(path, OLD_CHANGES[change], old=True)
+    refused(path, "does not fit its own metadata")
+
+
+def test_the_first_format_is_read(tmp_path: Path):
+    path = tmp_path / "agent.safetensors"
+    rewritten(path, lambda *_: None, old=True)
+    loaded = load_agent(path)
+    assert (loaded.info, loaded.network.layers) == (agent().info, agent().network.layers)
+
+
+def test_a_dueling_agent_of_the_first_format_is_folded(tmp_path: Path):
+    """Its units are numbered value stream first, as they were in the unpruned teacher."""
+    path = tmp_path / "agent.safetensors"
+    torch.manual_seed(1)
+    features, units = 6 * 49, {"value": 2, "advantage": 3}
+    streams = {f"{name}_fc1.weight": torch.randn(width, features) for name, width in units.items()}
+    streams |= {f"{name}_fc1.bias": torch.randn(width) for name, width in units.items()}
+    streams |= {"value_head.weight": torch.randn(1, 2), "value_head.bias": torch.randn(1)}
+    streams |= {"advantage_head.weight": torch.randn(6, 3), "advantage_head.bias": torch.randn(6)}
+
+    def dueling(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        for key in ("fc1.weight", "fc1.bias", "head.weight", "head.bias"):
+            del tensors[key]
+        tensors |= streams
+        widths = {name: width for name, width in WIDTHS.items() if name != "fc1"}
+        header |= {
+            "head": "dueling",
+            "widths": widths | {"value_fc1": 2, "advantage_fc1": 3},
+            "kept": all_channels(widths) | {"value_fc1": [1, 4], "advantage_fc1": [0, 2, 5]},
+        }
+
+    rewritten(path, dueling, old=True)
+    loaded = load_agent(path)
+    assert loaded.network.head_kind == "q"
+    assert loaded.network.widths == WIDTHS | {"fc1": 5}
+    assert loaded.info.kept["fc1"] == [1, 4, 5, 7, 10]
+    pixels = torch.rand(3, 4, 84, 84)
+    with torch.no_grad():
+        features_of = pixels
+        for name, stride in (("conv1", 4), ("conv2", 2), ("conv3", 1)):
+            layer = loaded.network.get_submodule(name)
+            features_of = torch.conv2d(features_of, layer.weight, layer.bias, stride).relu()
+        ends = {}
+        for name in units:
+            hidden = features_of.flatten(1) @ streams[f"{name}_fc1.weight"].T + streams[f"{name}_fc1.bias"]
+            ends[name] = hidden.relu() @ streams[f"{name}_head.weight"].T + streams[f"{name}_head.bias"]
+        expected = ends["value"] + ends["advantage"] - ends["advantage"].mean(1, keepdim=True)
+        torch.testing.assert_close(loaded.network(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_metadata_that_is_no_json(tmp_path: Path):

@@ -25,6 +25,8 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
 from lrp_compress.agents.formats import read_foreign
+from lrp_compress.agents.teachers import load_teacher
+from lrp_compress.config.schema import GameConfig, TeacherConfig
 from lrp_compress.support.errors import UserError
 from tests.commands.forks import Forks
 
@@ -339,6 +341,95 @@ def test_dueling_agents(tmp_path: Path, library: str):
     assert layout.name == f"{library} dueling DQN"
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv0 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv1(self.conv0(x.relu()).relu())
+
+
+class ConvSequence(nn.Module):
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.res_block0, self.res_block1 = ResidualBlock(width), ResidualBlock(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.res_block1(self.res_block0(nn.functional.max_pool2d(self.conv(x), 3, 2, 1)))
+
+
+class Impala(CleanRL):
+    """The networks of CleanRL's ppo_procgen.py and qdagger_dqn_atari_impalacnn.py, narrower."""
+
+    def __init__(self, policy: bool) -> None:
+        nn.Module.__init__(self)
+        sequences = [ConvSequence(channels, width) for channels, width in ((4, 3), (3, 5), (5, 4))]
+        body = [*sequences, nn.Flatten(), nn.ReLU(), nn.Linear(4 * 121, 16), nn.ReLU()]
+        self.policy = policy
+        if policy:
+            self.network, self.actor, self.critic = nn.Sequential(*body), nn.Linear(16, 6), nn.Linear(16, 1)
+        else:
+            self.network = nn.Sequential(*body, nn.Linear(16, 6))
+
+
+@pytest.mark.parametrize("policy", [True, False])
+def test_impala_agents_of_cleanrl(tmp_path: Path, policy: bool):
+    torch.manual_seed(1)
+    model = Impala(policy)
+    torch.save(model.state_dict(), tmp_path / "agent.pt")
+    network, layout, _ = read_foreign(tmp_path / "agent.pt", [6])
+    assert layout.name == f"CleanRL IMPALA {'PPO' if policy else 'DQN'}"
+    assert network.head_kind == layout.head == ("policy" if policy else "q")
+    assert network.channels["conv6"].writers == ("conv6", "conv8", "conv10")
+    with torch.no_grad():
+        torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
+    state = model.state_dict() | {"network.1.conv.weight": torch.zeros(5, 3, 5, 5)}
+    torch.save(state, tmp_path / "agent.pt")
+    with pytest.raises(UserError, match="is no IMPALA ResNet: "):
+        read_foreign(tmp_path / "agent.pt", [6])
+
+
+def vectors(algorithm: type[BaseAlgorithm], path: Path) -> BaseAlgorithm:
+    model = algorithm("MlpPolicy", "CartPole-v1", seed=0)
+    model.save(path)
+    return model
+
+
+@pytest.mark.parametrize(("algorithm", "activation"), [(PPO, "tanh"), (DQN, "relu")])
+def test_policies_for_vectors(tmp_path: Path, algorithm: type[BaseAlgorithm], activation: str):
+    model = vectors(algorithm, tmp_path / "agent.zip")
+    network, *_ = read_foreign(tmp_path / "agent.zip", [2])
+    assert [layer.op for layer in network.layers] == ["dense", activation, "dense", activation, "dense"]
+    given = network.observations.random(5, 0)
+    with torch.no_grad():
+        if isinstance(model, DQN):
+            found, expected = network(given), model.policy.q_net(given)
+        else:
+            found, expected = network(given).log_softmax(1), model.policy.get_distribution(given).distribution.logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    pong = GameConfig("pong", "Pong", -20.7, 14.6)
+    config = TeacherConfig(str(tmp_path / "agent.zip"), None, None, "auto", None)
+    with pytest.raises(UserError, match=r"shape \(4,\), float32, but pong gives \(4, 84, 84\), uint8"):
+        load_teacher(tmp_path / "agent.zip", config, pong, ["NOOP", "FIRE"])
+
+
+@pytest.mark.parametrize(("name", "op"), [("actor", "tanh"), ("network", "relu")])
+def test_policies_for_vectors_of_cleanrl(tmp_path: Path, name: str, op: str):
+    torch.manual_seed(0)
+    activation = nn.Tanh if op == "tanh" else nn.ReLU
+    model = nn.Sequential(nn.Linear(4, 8), activation(), nn.Linear(8, 7), activation(), nn.Linear(7, 2))
+    critic = {"critic.0.weight": torch.zeros(3, 4)} if name == "actor" else {}
+    torch.save({f"{name}.{key}": value for key, value in model.state_dict().items()} | critic, tmp_path / "agent.pt")
+    network, *_ = read_foreign(tmp_path / "agent.pt", [2])
+    assert network.layers[1].op == op
+    given = network.observations.random(5, 0)
+    with torch.no_grad():
+        torch.testing.assert_close(network(given), model(given), rtol=0, atol=1e-6)
 
 
 def flax_array(tensor: torch.Tensor) -> msgpack.ExtType:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import resource
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from lrp_compress.config.schema import GameConfig, TeacherConfig
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
+from tests.agents.onnx_graphs import as_torch_writes
 
-FILES = 300  # of each format
+FILES = 200  # of each format
 SLOWEST = 5.0  # seconds
 PEAK = 300_000  # kB above the start
 WIDTHS = {"conv1": 4, "conv2": 5, "conv3": 6, "fc1": 7}
@@ -47,11 +49,30 @@ def named(names: dict[str, str]) -> dict[str, torch.Tensor]:
 
 def own() -> bytes:
     info = AgentInfo("pong", "minimal", fire_on_life_loss=False, lineage={}, kept=all_channels(WIDTHS))
-    path = Path("/dev/shm" if Path("/dev/shm").is_dir() else "/tmp") / "lrp-compress-mutations.safetensors"
-    save_agent(path, Agent(network(), info))
-    content = path.read_bytes()
-    path.unlink()
-    return content
+    with tempfile.TemporaryDirectory() as folder:
+        save_agent(Path(folder, "own.safetensors"), Agent(network(), info))
+        return Path(folder, "own.safetensors").read_bytes()
+
+
+def first_format() -> bytes:
+    """Write what the first format of this project was."""
+    header = {"format": "lrp_compress/1", "widths": WIDTHS, "head": "q", "actions": 6, "game": "pong", "kept": {}}
+    header |= {"action_set": "minimal", "fire_on_life_loss": False, "lineage": {}}
+    return save(network().state_dict(), {"lrp_compress": json.dumps(header)})
+
+
+def onnx_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return as_torch_writes(Path(folder, "agent.onnx"), network()).read_bytes()
+
+
+def program() -> bytes:
+    buffer = io.BytesIO()
+    given = torch.zeros(2, 4, 84, 84, dtype=torch.uint8)
+    torch.export.save(
+        torch.export.export(network().eval(), (given,), dynamic_shapes=({0: torch.export.Dim("n")},)), buffer
+    )
+    return buffer.getvalue()
 
 
 def torch_file(legacy: bool = False) -> bytes:
@@ -88,6 +109,9 @@ def flax() -> bytes:
 
 FORMATS: dict[str, Callable[[], bytes]] = {
     "own.safetensors": own,
+    "first.safetensors": first_format,
+    "agent.onnx": onnx_file,
+    "program.pt2": program,
     "foreign.safetensors": lambda: save(named(CLEANRL)),
     "state.pth": torch_file,
     "legacy.pth": lambda: torch_file(legacy=True),
@@ -123,7 +147,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def load(path: Path) -> Agent:
-    return load_teacher(path, TeacherConfig(str(path), None, None, "auto", None), PONG, ACTIONS)
+    return load_teacher(path, TeacherConfig(str(path), None, None, "q", None), PONG, ACTIONS)
 
 
 @pytest.mark.parametrize("name", FORMATS)

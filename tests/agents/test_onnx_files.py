@@ -15,76 +15,19 @@ from onnx import TensorProto, helper, numpy_helper
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.agents.formats import read_foreign
 from lrp_compress.deployment.files.onnx_models import save_float, save_int8
-from lrp_compress.networks.graph import Network
+from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import nature_cnn
+from lrp_compress.networks.spaces import ATARI, Decision
 from lrp_compress.support.errors import UserError
+from tests.agents.onnx_graphs import Node, as_torch_writes, convolutions, weights, write
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 5, "fc1": 12}
 PIXELS = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-Node = tuple[str, Sequence[str], str, dict[str, Any]]
 
 
 def network(head: str = "policy", actions: int = 6) -> Network:
     torch.manual_seed(0)
     return nature_cnn(WIDTHS, head, actions).eval()
-
-
-def weights(made: Network) -> dict[str, np.ndarray[Any, Any]]:
-    return {key: value.detach().numpy() for key, value in made.state_dict().items()}
-
-
-def convolutions(first: str, values: str = "features", **changes: Any) -> list[Node]:
-    nodes: list[Node] = []
-    for number, stride in enumerate((4, 2, 1), start=1):
-        options = {"strides": [stride] * 2} | (changes if number == 2 else {})
-        nodes.append(("Conv", [first, f"conv{number}.weight", f"conv{number}.bias"], f"c{number}", options))
-        first = values if number == 3 else f"r{number}"
-        nodes.append(("Relu", [f"c{number}"], first, {}))
-    return nodes
-
-
-def write(
-    path: Path,
-    nodes: Sequence[Node],
-    constants: dict[str, np.ndarray[Any, Any]],
-    outputs: Sequence[str],
-    shape: Sequence[int] = (4, 84, 84),
-    kind: int = TensorProto.UINT8,
-) -> Path:
-    made = [helper.make_node(op, list(inputs), [output], output, **options) for op, inputs, output, options in nodes]
-    tensors = [numpy_helper.from_array(np.ascontiguousarray(value), name) for name, value in constants.items()]
-    given = helper.make_tensor_value_info("obs", kind, ["n", *shape])
-    kinds = {"action": TensorProto.INT64}
-    told = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), ["n", "m"]) for name in outputs]
-    graph = helper.make_graph(made, "agent", [given], told, tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
-    return path
-
-
-def as_torch_writes(path: Path, made: Network, **changes: Any) -> Path:
-    """Write what `torch.onnx.export` writes of a module that divides by 255 and flattens by a computed shape."""
-    nodes: list[Node] = [
-        ("Cast", ["obs"], "floats", {"to": TensorProto.FLOAT}),
-        ("Div", ["floats", "white"], "scaled", {}),
-        *convolutions("scaled", **changes),
-        ("Shape", ["features"], "shape", {}),
-        ("Gather", ["shape", "zero"], "count", {"axis": 0}),
-        ("Concat", ["count", "minus"], "flat_shape", {"axis": 0}),
-        ("Reshape", ["features", "flat_shape"], "flat", {}),
-        ("Gemm", ["flat", "fc1.weight", "fc1.bias"], "f1", {"transB": 1}),
-        ("Relu", ["f1"], "hidden", {}),
-        ("Gemm", ["hidden", "head.weight", "head.bias"], "logits", {"transB": 1}),
-        ("Gemm", ["hidden", "critic.weight", "critic.bias"], "value", {"transB": 1}),
-        ("ArgMax", ["logits"], "action", {"axis": 1}),
-    ]
-    constants = weights(made) | {
-        "white": np.float32(255),
-        "zero": np.array([0]),
-        "minus": np.array([-1]),
-        "critic.weight": np.ones((1, 12), np.float32),
-        "critic.bias": np.ones(1, np.float32),
-    }
-    return write(path, nodes, constants, ["logits", "value", "action"])
 
 
 def as_keras_writes(path: Path, made: Network) -> Path:
@@ -128,6 +71,68 @@ def test_our_own_file_says_how_it_plays(tmp_path: Path, head: str):
         torch.testing.assert_close(read(PIXELS), agent.network(PIXELS), rtol=1e-4, atol=1e-5)
 
 
+def residual(path: Path, made: Network, last: bool = False) -> Path:
+    """Write a network with a sum, other activations and poolings; the sum's inputs in another order with `last`."""
+    nodes: list[Node] = [
+        ("Cast", ["obs"], "floats", {"to": TensorProto.FLOAT}),
+        ("Div", ["floats", "white"], "scaled", {}),
+        ("Conv", ["scaled", "conv1.weight", "conv1.bias"], "c1", {"strides": [4, 4], "auto_pad": "SAME_UPPER"}),
+        ("LeakyRelu", ["c1"], "l1", {"alpha": 0.2}),
+        ("Conv", ["l1", "conv2.weight"], "c2", {"auto_pad": "SAME_LOWER"}),
+        ("BatchNormalization", ["c2", "one", "shift", "mean", "variance"], "b2", {}),
+        ("Elu", ["b2"], "e2", {"alpha": 0.7}),
+        ("Sum" if last else "Add", ["e2", "l1"] if last else ["l1", "e2"], "sum", {}),
+        ("MaxPool", ["sum"], "m1", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        ("Sigmoid", ["m1"], "s1", {}),
+        ("GlobalAveragePool", ["s1"], "p1", {}) if last else ("ReduceMean", ["s1"], "p1", {"axes": [-2, 3]}),
+        ("Squeeze", ["p1", "places"], "f1", {}) if last else ("Flatten", ["p1"], "f1", {}),
+        ("MatMul", ["f1", "turned"], "d1", {})
+        if last
+        else ("Gemm", ["f1", "fc1.weight", "fc1.bias"], "d1", {"transB": 1}),
+        *([("Add", ["fc1.bias", "d1"], "d1b", {})] if last else []),
+        ("Tanh", ["d1b" if last else "d1"], "t1", {}),
+        ("Gemm", ["t1", "head.weight", "head.bias"], "logits", {"transB": 1}),
+    ]
+    state = weights(made)
+    constants = {key: value for key, value in state.items() if key not in ("conv2.bias", "fc1.weight")}
+    constants |= {"turned": state["fc1.weight"].T, "places": np.array([2, 3])} if last else {}
+    constants |= {} if last else {"fc1.weight": state["fc1.weight"]}
+    zeros, ones = np.zeros(4, np.float32), np.ones(4, np.float32)
+    constants |= {"white": np.float32(255), "one": ones, "mean": zeros, "variance": ones - np.float32(1e-5)}
+    constants |= {"shift": state["conv2.bias"]}
+    return write(path, nodes, constants, ["logits"])
+
+
+def residual_network() -> Network:
+    """Make the network of `residual`."""
+    window: dict[str, Any] = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1)}
+    layers = [
+        Layer("conv1", "conv", ("observations",), {"width": 4, "kernel": (8, 8), "stride": (4, 4), "padding": (2, 2)}),
+        Layer("conv1_leaky_relu", "leaky_relu", ("conv1",), {"slope": 0.2}),
+        Layer("conv2", "conv", ("conv1_leaky_relu",), {"width": 4} | window),
+        Layer("conv2_elu", "elu", ("conv2",), {"alpha": 0.7}),
+        Layer("add1", "add", ("conv1_leaky_relu", "conv2_elu")),
+        Layer("max_pool1", "max_pool", ("add1",), window | {"stride": (2, 2)}),
+        Layer("max_pool1_sigmoid", "sigmoid", ("max_pool1",)),
+        Layer("mean_pool1", "mean_pool", ("max_pool1_sigmoid",), {"kernel": (11, 11), "stride": (11, 11)}),
+        Layer("flatten", "flatten", ("mean_pool1",)),
+        Layer("fc1", "dense", ("flatten",), {"width": 8}),
+        Layer("fc1_tanh", "tanh", ("fc1",)),
+        Layer("head", "dense", ("fc1_tanh",), {"width": 6}),
+    ]
+    torch.manual_seed(0)
+    return Network(layers, ATARI, Decision("policy", 6)).eval()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_graph_is_read_in_any_writing(tmp_path: Path, last: bool):
+    made = residual_network()
+    read, *_ = read_foreign(residual(tmp_path / "agent.onnx", made, last), [6], "policy")
+    assert read.layers == made.layers
+    for key, value in made.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[key], value, rtol=0, atol=0 if key != "conv2.weight" else 1e-7)
+
+
 def refused(path: Path, head: str = "policy", actions: Sequence[int] = (6,)) -> str:
     with pytest.raises(UserError) as raised:
         read_foreign(path, actions, head)
@@ -142,15 +147,20 @@ def test_what_its_outputs_are_is_asked(tmp_path: Path):
 def test_a_node_that_is_no_layer_is_named(tmp_path: Path):
     path = as_torch_writes(tmp_path / "agent.onnx", network())
     model = onnx.load(path)
-    for op in ("Tanh", "Elu", "Sigmoid"):
+    for op in ("Softplus", "HardSwish", "Softmax"):
         model.graph.node[5].op_type = op
         onnx.save(model, path)
-        assert f"{op} (r2) is no layer that is read" in refused(path)
+        assert ("softmax" if op == "Softmax" else f"{op} (r2)") in refused(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"pads": [1, 1, 1, 1]}, "padding"), ({"dilations": [2, 2]}, "dilation"), ({"auto_pad": "SAME_UPPER"}, "Conv")],
+    [
+        ({"pads": [1, 1, 2, 2]}, "Conv with pads=[1, 1, 2, 2], which are not the same on both sides"),
+        ({"dilations": [2, 2]}, "a convolution with dilation=(2, 2)"),
+        ({"auto_pad": "SAME_UPPER", "strides": [1, 1]}, "Conv with pads=[1, 1, 2, 2]"),
+        ({"group": 2}, "a convolution with groups=2"),
+    ],
 )
 def test_other_convolutions_are_refused(tmp_path: Path, changes: dict[str, Any], named: str):
     assert named in refused(as_torch_writes(tmp_path / "agent.onnx", network(), **changes))
@@ -165,9 +175,11 @@ def test_files_that_are_not_read(tmp_path: Path):
     onnx.save(onnx.load_from_string(whole), path, save_as_external_data=True, size_threshold=0, location="beside.data")
     assert "in another file" in refused(path)
     save_int8(path, Agent(network(), AgentInfo("pong", "minimal", True, {}, {})), PIXELS.numpy(), per_channel=False)
-    assert "is no layer that is read" in refused(path)
-    nodes = [("Relu", ["obs"], "out", {})]
-    assert "must be observations alone" in refused(write(path, nodes, {}, ["out"], (3, 84, 84), TensorProto.FLOAT))
+    assert "is no layer here" in refused(path)
+    nodes: list[Node] = [("Relu", ["obs"], "out", {})]
+    assert "must be observations alone" in refused(write(path, nodes, {}, ["out"], kind=TensorProto.DOUBLE))
+    assert "read are pictures and vectors" in refused(write(path, nodes, {}, ["out"], (84, 84)))
+    assert "by relu, not by a dense layer" in refused(write(path, nodes, {}, ["out"]))
 
 
 def test_a_tensor_that_is_not_what_it_says_is_one_line(tmp_path: Path):
@@ -187,4 +199,4 @@ def test_a_file_cannot_take_memory(tmp_path: Path):
     (index,) = (i for i, node in enumerate(model.graph.node) if node.op_type == "Concat")
     model.graph.node[index].CopyFrom(huge)
     onnx.save(model, path)
-    assert "ConstantOfShape (huge) is no layer that is read" in refused(path)
+    assert "ConstantOfShape (huge) is no layer here" in refused(path)

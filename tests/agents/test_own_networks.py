@@ -1,56 +1,157 @@
-"""Networks of a user's own, given as a function."""
+"""Networks of a user's own: as a module, as a program of `torch.export`, as ONNX and as a file of this project."""
 
 from __future__ import annotations
 
 import importlib
+import io
+import json
+import os
+import pickle
 import re
 import sys
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from lrp_compress.agents.checkpoints import Agent, save_agent
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import GameConfig, TeacherConfig
 from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.networks.graph import Network
 from lrp_compress.support.errors import UserError
 
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
 PIXELS = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
-MODULE = """
+PIXELS //= torch.tensor([1, 2, 8], dtype=torch.uint8).view(3, 1, 1, 1)  # pictures that differ in their means too
+MODULE = '''
+import torch
 from torch import nn
+from torch.nn import functional as F
+
+
+class Residual(nn.Module):
+    """CleanRL's, but that the first activation changes its input, and with it what is added, in place."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv0, self.conv1 = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        inner = self.conv1(F.relu(self.conv0(F.relu(x, inplace=True)), inplace=True))
+        return inner + x
+
+
+class Sequence(nn.Module):
+    def __init__(self, channels, width):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.Sequential(Residual(width), Residual(width))
+
+    def forward(self, x):
+        return self.blocks(F.max_pool2d(self.conv(x), kernel_size=3, stride=2, padding=1))
+
+
+class Impala(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Sequential(Sequence(4, 3), Sequence(3, 4), Sequence(4, 5), nn.Flatten(), nn.ReLU(),
+                                     nn.Linear(5 * 121, 16), nn.ReLU())
+        self.actor = nn.Linear(16, 6)
+
+    def forward(self, observations):
+        return self.actor(self.network(observations / 255.0))
+
+
+class Normal(nn.Module):
+    """Batch normalisation, other activations and poolings, a sum of three, pixels times 1/255."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv0 = nn.Conv2d(4, 6, 5, 3, bias=False)
+        self.conv1 = nn.Conv2d(6, 6, 3, padding="same")
+        self.conv2 = nn.Conv2d(6, 6, (1, 3), padding=(0, 1))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(2))
+        self.shift = nn.Parameter(torch.linspace(0, 1, 6).view(6, 1, 1))
+        self.dense, self.norm, self.out = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 6)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, observations):
+        first = F.leaky_relu(self.norms[0](self.conv0(observations.float() * (1 / 255))), 0.2)
+        other = F.elu(self.norms[1](self.conv1(first) + self.shift), 0.7)
+        summed = F.avg_pool2d(torch.tanh(self.conv2(other)) + first + other, 2)
+        pooled = F.adaptive_avg_pool2d(F.max_pool2d(summed.clamp(min=0), (3, 2)), 2).sigmoid().mean((2, 3))
+        return self.out(self.norm(self.dense(self.dropout(pooled))).tanh())
 
 
 class Mine(nn.Module):
-    def __init__(self, activation=nn.ReLU, norm=True, padding=0):
+    def __init__(self, activation=nn.ReLU, last=nn.Identity, side=9, **options):
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(4, 8, 8, 4), activation(), nn.Conv2d(8, 6, 4, 2, padding=padding, bias=not norm),
-            nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU(inplace=True), nn.Conv2d(6, 6, 3), nn.ReLU(),
-            nn.Dropout(0.5), nn.Flatten())
-        self.dense = nn.Linear(6 * (7 if not padding else 8) ** 2, 16)
-        self.out = nn.Linear(16, 6)
+        self.body = nn.Sequential(nn.Conv2d(4, 8, 8, 4), activation(), nn.Conv2d(8, 4, 4, 2, **options), nn.Flatten())
+        self.dense, self.out, self.last = nn.Linear(4 * side * side, 16), nn.Linear(16, 6), last()
 
     def forward(self, observations):
-        return self.out(self.dense(self.body(observations.float() / 255.0)).relu())
+        return self.last(self.out(self.dense(self.body(observations / 255.0)).relu()))
 
 
-def plain(): return Mine()
-def tanh(): return Mine(nn.Tanh)
-def padded(): return Mine(padding=1)
+class Lstm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.lstm, self.out = Mine().body, nn.LSTM(4 * 81, 8), nn.Linear(8, 6)
+
+    def forward(self, observations):
+        return self.out(self.lstm(self.body(observations / 255.0))[0])
+
+
+class Attention(Lstm):
+    def forward(self, observations):
+        tokens = self.body[:3](observations / 255.0).flatten(2).permute(0, 2, 1)
+        return F.scaled_dot_product_attention(tokens, tokens, tokens).sum(1)
+
+
+class Aliased(Mine):
+    """Changes a value through another view of it."""
+
+    def forward(self, observations):
+        hidden = self.body[:3](observations / 255.0)
+        hidden.flatten(1).relu_()
+        return self.out(self.dense(hidden.flatten(1)))
+
+
+class Last(Mine):
+    def forward(self, observations):
+        return super().forward(observations.permute(0, 3, 1, 2))
+
+
+class Sub(Mine):
+    def forward(self, observations):
+        return super().forward(observations - 128.0)
+
+
+class Dict(Mine):
+    def forward(self, observations):
+        return super().forward(observations["image"])
+
+
+class Critic(Mine):
+    def forward(self, observations):
+        hidden = self.dense(self.body(observations / 255.0)).relu()
+        return hidden.sum(1), self.out(hidden)
+
+
+def grouped(): return Mine(groups=2)
+def dilated(): return Mine(dilation=2, side=7)
+def gelu(): return Mine(nn.GELU)
+def softmax(): return Mine(last=lambda: nn.Softmax(-1))
+def softmax_inside(): return Mine(lambda: nn.Softmax(-1))
 def number(): return 3
-def other():
-    return nn.Sequential(Scaled(), nn.Conv2d(4, 8, 6, 5), nn.ReLU(), nn.Conv2d(8, 12, 5, 3), nn.ReLU(), nn.Flatten(),
-                         nn.Linear(12 * 16, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 6))
-class Scaled(nn.Module):
-    def forward(self, observations): return observations / 255
-class Residual(Mine):
-    def forward(self, observations):
-        hidden = self.dense(self.body(observations.float() / 255.0)).relu()
-        return self.out(hidden + hidden.relu())
-"""
+'''
 
 
 @pytest.fixture
@@ -72,74 +173,219 @@ def weights(folder: Path, function: str) -> nn.Module:
     return module.eval()
 
 
-def load(function: str, head: str = "q"):  # type: ignore[no-untyped-def]
+def load(function: str, head: str = "policy") -> Agent:
     path = Path("weights.safetensors")
     config = TeacherConfig(str(path), None, None, head, f"my_network:{function}")
     return load_teacher(path, config, PONG, minimal_actions("pong"))
 
 
-def test_a_module_of_ones_own_is_read(folder: Path):
-    module = weights(folder, "plain")
-    agent = load("plain")
-    assert agent.network.widths == {"conv1": 8, "conv2": 6, "conv3": 6, "fc1": 16}
-    assert (agent.network.head_kind, agent.info.action_set) == ("q", "minimal")
-    with torch.inference_mode():
-        torch.testing.assert_close(agent.network(PIXELS), module(PIXELS), rtol=1e-4, atol=1e-5)
+def load_file(path: Path, head: str = "policy") -> Agent:
+    return load_teacher(path, TeacherConfig(str(path), None, None, head, None), PONG, minimal_actions("pong"))
 
 
-def test_other_convolutions_are_read(folder: Path):
-    module = weights(folder, "other")
-    network = load("other").network
-    assert network.convolutions == {"conv1": (6, 5), "conv2": (5, 3)}
+def exported(module: nn.Module, path: Path, shape: tuple[int, ...] = (4, 84, 84)) -> Path:
+    given = torch.zeros((2, *shape), dtype=torch.uint8)
+    torch.export.save(torch.export.export(module, (given,), dynamic_shapes=({0: torch.export.Dim("n")},)), path)
+    return path
+
+
+def as_onnx(module: nn.Module, path: Path) -> Path:
+    given, names = torch.zeros((2, 4, 84, 84), dtype=torch.uint8), {"dynamic_axes": {"obs": {0: "n"}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (given,), path, dynamo=False, input_names=["obs"], **names)  # type: ignore[arg-type]
+    return path
+
+
+def as_own(module: nn.Module, path: Path) -> Path:
+    save_agent(path, load(type(module).__name__))
+    return path
+
+
+DOORS: dict[str, Callable[[nn.Module, Path], Path]] = {"a.pt2": exported, "a.onnx": as_onnx, "a.safetensors": as_own}
+
+
+def same(one: Network, other: Network) -> None:
+    assert one.layers == other.layers
+    assert (one.observations, one.decision) == (other.observations, other.decision)
+    for key, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", ["Impala", "Normal"])
+def test_every_door_gives_the_same_network(folder: Path, name: str):
+    module = weights(folder, name)
+    network = load(name).network
     with torch.inference_mode():
-        torch.testing.assert_close(network(PIXELS), module(PIXELS), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(PIXELS), module(PIXELS), rtol=1e-5, atol=1e-6)
+        assert network(PIXELS).std(0).max() > 1e-5
+    for file, write in DOORS.items():
+        same(load_file(write(module, folder / file)).network, network)
+
+
+def test_layers_are_called_by_what_they_compute(folder: Path):
+    weights(folder, "Impala")
+    network = load("Impala").network
+    assert list(network.widths) == [
+        "conv1",
+        "conv2",
+        "conv4",
+        "conv6",
+        "conv7",
+        "conv9",
+        "conv11",
+        "conv12",
+        "conv14",
+        "fc1",
+    ]
+    assert [layer.name for layer in network.layers][:9] == [
+        *("conv1", "max_pool1", "max_pool1_relu", "conv2", "conv2_relu", "conv3", "add1", "add1_relu", "conv4"),
+    ]
+    assert network.layer("add1").inputs == ("max_pool1_relu", "conv3")  # changed in place before it was added
+    assert [layer.name for layer in network.layers][-5:] == ["flatten", "flatten_relu", "fc1", "fc1_relu", "head"]
+    weights(folder, "Normal")
+    network = load("Normal").network
+    assert network.layer("conv1_leaky_relu").options == {"slope": 0.2}
+    assert network.layer("conv2").options["padding"] == (1, 1)
+    assert network.layer("mean_pool3").options == {"kernel": (2, 2), "stride": (2, 2)}
+    assert network.layer("fc1").inputs == ("flatten",)
+
+
+@pytest.mark.parametrize(("function", "head"), [("softmax", "policy"), ("Critic", "q"), ("Mine", "q")])
+def test_other_outputs(folder: Path, function: str, head: str):
+    module = weights(folder, function)
+    agent = load(function, head)
+    assert (agent.network.head_kind, agent.info.action_set) == (head, "minimal")
+    with torch.inference_mode():
+        ours, theirs = agent.network(PIXELS), module(PIXELS)
+    theirs = theirs[1] if isinstance(theirs, tuple) else theirs
+    torch.testing.assert_close(ours.softmax(1) if function == "softmax" else ours, theirs, rtol=1e-4, atol=1e-5)
+    same(load_file(exported(module, folder / "a.pt2"), head).network, agent.network)
+
+
+def test_pictures_with_their_channels_last(folder: Path):
+    weights(folder, "Mine")
+    network = load("Mine").network
+    module = weights(folder, "Last")
+    same(load("Last").network, network)
+    same(load_file(exported(module, folder / "a.pt2", (84, 84, 4))).network, network)
 
 
 @pytest.mark.parametrize(
     ("function", "line"),
     [
-        ("tanh", "computes aten.tanh.default, which is no layer that is read"),
-        ("padded", r"conv2 has the padding \[1, 1\]"),
-        ("Residual", "is no chain of layers: aten.add.Tensor|computes aten.add.Tensor"),
+        ("grouped", "a convolution with groups=2"),
+        ("dilated", r"a convolution with dilation=\(2, 2\)"),
+        ("gelu", "gelu"),
+        ("softmax_inside", "softmax"),
+        ("Lstm", "it computes .*, which is no layer here"),
+        ("Attention", "it computes .*, which is no layer here"),
+        ("Aliased", "a value that is changed in place under another name"),
+        ("Sub", "sub.Tensor"),
+        ("Dict", r"cannot be exported by PyTorch: .*it must take observations, uint8 of shape \(N, 4, 84, 84\)"),
     ],
 )
-def test_what_is_no_chain_of_known_layers_is_named(folder: Path, function: str, line: str):
-    weights(folder, function)
-    with pytest.raises(UserError, match=line):
+def test_what_is_no_layer_is_named(folder: Path, function: str, line: str):
+    module = weights(folder, function)
+    with pytest.raises(UserError, match=line) as raised:
         load(function)
+    assert "\n" not in str(raised.value)
+    if function != "Dict":
+        with pytest.raises(UserError, match=line):
+            load_file(exported(module, folder / "a.pt2"))
 
 
 @pytest.mark.parametrize(
     ("function", "head", "line"),
     [
-        ("plain", "auto", "add teacher.head=q or teacher.head=policy"),
+        ("Mine", "auto", "add teacher.head=q or teacher.head=policy"),
+        ("softmax", "q", "softmax, which Q-values have not"),
         ("number", "q", "gives int, which is no torch.nn.Module"),
         ("nothing", "q", "fails with AttributeError"),
         ("", "q", "write package.module:function"),
     ],
 )
 def test_mistakes(folder: Path, function: str, head: str, line: str):
-    weights(folder, "plain")
+    weights(folder, "softmax" if function == "softmax" else "Mine")
     with pytest.raises(UserError, match=line):
         load(function, head)
 
 
 def test_weights_of_another_network(folder: Path):
-    weights(folder, "plain")
+    weights(folder, "Mine")
     save_file({"other.weight": torch.zeros(2)}, folder / "weights.safetensors")
     with pytest.raises(UserError, match="and the weights do not fit"):
-        load("plain")
+        load("Mine")
 
 
-def test_the_documentations_module_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_that_are_not_finite(folder: Path):
+    module = weights(folder, "Mine")
+    module.out.bias.data[0] = torch.nan  # type: ignore[union-attr,operator,index]
+    with pytest.raises(UserError, match=r"head\.bias holds numbers that are not finite"):
+        load_file(exported(module, folder / "a.pt2"))
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("crater",)
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            if (changed := change(name, content)) is not None:
+                archive.writestr(name, changed)
+    return path
+
+
+def test_programs_are_never_unpickled(folder: Path):
+    path = exported(weights(folder, "Mine"), folder / "a.pt2")
+    bomb = pickle.dumps(Bomb())
+    buffer = io.BytesIO()
+    torch.save(Bomb(), buffer)
+
+    def pickled(name: str, content: bytes) -> bytes:
+        if "sample_inputs" in name:
+            return buffer.getvalue()
+        if name.endswith("weights_config.json"):
+            config = json.loads(content)
+            config["config"]["out.bias"]["use_pickle"] = True
+            return json.dumps(config).encode()
+        return bomb if name.endswith("weight_0") else content
+
+    with pytest.raises(UserError, match=r"out\.bias in it is pickled, which is never loaded"):
+        load_file(rewritten(path, pickled))
+    exported(weights(folder, "Mine"), path)
+    assert load_file(rewritten(path, lambda name, content: bomb if "sample_inputs" in name else content)).network
+    assert not (folder / "crater").exists()
+    pickle.loads(bomb)
+    assert (folder / "crater").exists()  # it does work
+
+
+def test_programs_of_other_versions(folder: Path):
+    path = exported(weights(folder, "Mine"), folder / "a.pt2")
+    with pytest.raises(UserError, match=r"save it again with PyTorch 2\.9 or later"):
+        load_file(rewritten(path, lambda name, content: None if name.endswith("weights_config.json") else content))
+
+
+def test_the_documentations_network_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parents[2] / "docs" / "agents.md").read_text()
-    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Mine" in block)
-    Path("documented.py").write_text(block)
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    blocks = re.findall(r"```python\n# (\w+\.py)[^\n]*\n(.*?)```", page, re.DOTALL)
+    for name, block in blocks:
+        Path(name).write_text(block)
+    assert [name for name, _ in blocks] == ["my_network.py", "save.py"]
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("documented").Mine().eval()
-    torch.save(module.state_dict(), "weights.pt")
-    config = TeacherConfig("weights.pt", None, None, "policy", "documented:Mine")
-    agent = load_teacher(Path("weights.pt"), config, PONG, minimal_actions("pong"))
+    monkeypatch.delitem(sys.modules, "my_network", raising=False)
+    exec(compile(blocks[1][1], "save.py", "exec"), {})
+    module = importlib.import_module("my_network").Mine().eval()
+    module.load_state_dict(torch.load("weights.pt", weights_only=True))
+    config = TeacherConfig("weights.pt", None, None, "policy", "my_network:Mine")
+    network = load_teacher(Path("weights.pt"), config, PONG, minimal_actions("pong")).network
     with torch.inference_mode():
-        torch.testing.assert_close(agent.network(PIXELS), module(PIXELS), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(PIXELS), module(PIXELS), rtol=1e-4, atol=1e-5)
+    same(load_file(Path("policy.pt2")).network, network)

@@ -14,7 +14,9 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save
 from lrp_compress.agents.teachers import load_teacher, teacher_path, teachers_dir
 from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
+from lrp_compress.networks.spaces import Decision, Observations
 from lrp_compress.support.errors import UserError
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
@@ -148,3 +150,18 @@ def test_another_librarys_agent_of_another_game(tmp_path: Path):
     expected = r"chooses among 6 actions, but breakout has 4 \(minimal\) or 18 \(full\); it was trained for another"
     with pytest.raises(UserError, match=expected):
         load(dqn_file(tmp_path / "agent", 6), BREAKOUT)
+
+
+def test_an_agent_that_sees_other_pictures(tmp_path: Path):
+    layers = [
+        Layer("conv1", "conv", ("observations",), {"width": 2, "kernel": (8, 8), "stride": (8, 8), "padding": (0, 0)}),
+        Layer("flatten", "flatten", ("conv1",)),
+        Layer("head", "dense", ("flatten",), {"width": 6}),
+    ]
+    network = Network(layers, Observations((3, 64, 64), "uint8", 255.0), Decision("policy", 6))
+    save_agent(tmp_path / "mine.safetensors", Agent(network, AgentInfo("pong", "minimal", False, {}, {})))
+    config = TeacherConfig(str(tmp_path / "mine.safetensors"), None, None, "auto", None)
+    with pytest.raises(
+        UserError, match=r"shape \(3, 64, 64\), uint8, but pong gives \(4, 84, 84\), uint8; it was trained"
+    ):
+        load(config, PONG)

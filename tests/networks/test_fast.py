@@ -6,33 +6,52 @@ import pytest
 import torch
 
 from lrp_compress.networks.fast import batched_outputs, check_device, dense_values, fast_outputs, faster_precision
-from lrp_compress.networks.graph import Network
+from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
+from lrp_compress.networks.spaces import ATARI, Decision
 from lrp_compress.support.errors import UserError
 
 NETWORKS = {
     "nature": (NATURE_WIDTHS, "q"),
     "odd": ({"conv1": 3, "conv2": 7, "conv3": 5, "fc1": 13}, "policy"),
     "single channels": ({"conv1": 1, "conv2": 1, "conv3": 1, "fc1": 1}, "q"),
-    "dueling": ({"conv1": 5, "conv2": 6, "conv3": 9, "value_fc1": 11, "advantage_fc1": 17}, "dueling"),
     "two dense layers": ({"conv1": 9, "conv2": 6, "conv3": 6, "fc1": 16, "fc2": 3}, "policy"),
 }
 
 
 def built(kind: str) -> Network:
     torch.manual_seed(0)
-    network = nature_cnn(*NETWORKS[kind], actions=5)
+    network = residual() if kind == "impala" else nature_cnn(*NETWORKS[kind], actions=5)
     with torch.no_grad():
         for name in network.widths:  # living channels, whatever chance says
             getattr(network, name).bias += 0.1
     return network
 
 
+def residual() -> Network:
+    """One residual block between other layers."""
+    window = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1)}
+    layers = [
+        Layer("conv1", "conv", ("observations",), {"width": 4} | window),
+        Layer(
+            "max_pool1", "max_pool", ("conv1",), window | {"kernel": (12, 12), "stride": (12, 12), "padding": (0, 0)}
+        ),
+        Layer("max_pool1_relu", "relu", ("max_pool1",)),
+        Layer("conv2", "conv", ("max_pool1_relu",), {"width": 4} | window),
+        Layer("add1", "add", ("max_pool1", "conv2")),
+        Layer("flatten", "flatten", ("add1",)),
+        Layer("fc1", "dense", ("flatten",), {"width": 6}),
+        Layer("fc1_relu", "relu", ("fc1",)),
+        Layer("head", "dense", ("fc1_relu",), {"width": 5}),
+    ]
+    return Network(layers, ATARI, Decision("policy", 5))
+
+
 def frames(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [*NETWORKS, "impala"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_outputs_are_the_networks(kind: str, memory_format: torch.memory_format):
     network = built(kind).to(memory_format=memory_format)
@@ -44,7 +63,7 @@ def test_outputs_are_the_networks(kind: str, memory_format: torch.memory_format)
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["nature", "odd", "dueling"])
+@pytest.mark.parametrize("kind", ["nature", "odd", "impala"])
 def test_gradients_are_the_networks(kind: str):
     network = built(kind)
     gradients = []
@@ -115,7 +134,7 @@ def test_faster_precision_leaves_the_network_as_it_was():
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["nature", "dueling", "two dense layers"])
+@pytest.mark.parametrize("kind", ["nature", "two dense layers", "impala"])
 def test_dense_values_are_what_the_heads_see(kind: str):
     network = built(kind)
     with dense_values(network) as values:
@@ -123,11 +142,7 @@ def test_dense_values_are_what_the_heads_see(kind: str):
     assert {name: tuple(tensor.shape) for name, tensor in values.items()} == {
         name: (3, network.widths[name]) for name in network.dense_layers
     }
-    if kind == "dueling":
-        value, advantage = network.value_head(values["value_fc1"]), network.advantage_head(values["advantage_fc1"])
-        expected = value + advantage - advantage.mean(1, keepdim=True)
-    else:
-        expected = network.head(values[network.dense_layers[-1]])
+    expected = network.head(values[network.dense_layers[-1]])
     torch.testing.assert_close(outputs, expected)
     before = dict(values)
     fast_outputs(network, frames(2))
