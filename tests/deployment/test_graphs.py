@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.deployment.c.boards import BOARDS
+from lrp_compress.deployment.c.building import STACK_BYTES, build_firmware
+from lrp_compress.deployment.c.emulation import EmulatedBoard
 from lrp_compress.deployment.c.integer_layers import read_int8
 from lrp_compress.deployment.c.layers import IntegerLayer, Table
 from lrp_compress.deployment.c.source import example_outputs, export_c
@@ -16,6 +19,7 @@ from lrp_compress.deployment.files.onnx_models import has_operators, save_float,
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.cold_start import cold_start
 from lrp_compress.deployment.measuring.latency import onnx_decision, torch_decision
+from tests.deployment.arm import needs_arm_tools
 from tests.deployment.graphs import GRAPHS, agent, seen
 
 # Of the outputs' standard deviation; of IMPALA with ReLUs dropped it is ten times that.
@@ -23,13 +27,13 @@ NEAR = {"nature": 0.03, "impala": 0.03, "vectors": 0.05, "curved": 0.05, "odd": 
 
 
 @pytest.fixture(params=GRAPHS, scope="module")
-def own(request: pytest.FixtureRequest) -> Agent:
-    return agent(request.param)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def name(own: Agent, request: pytest.FixtureRequest) -> str:
-    return str(request.node.callspec.params["own"])
+def own(name: str) -> Agent:
+    return agent(name)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,19 @@ def test_c_computes_what_onnxruntime_computes(own: Agent, int8_file: Path, tmp_p
     observations = seen(own.network, 20, 3)
     computed = example_outputs(export_c(int8_file, tmp_path), observations)
     assert computed.numpy().tobytes() == OnnxPolicy(int8_file).run(observations).tobytes()
+
+
+@needs_arm_tools
+@pytest.mark.parametrize("name", ["impala", "vectors"])
+def test_a_board_decides_bit_for_bit_alike(name: str, tmp_path: Path) -> None:
+    own = agent(name)
+    save_int8(tmp_path / "agent.onnx", own, seen(own.network, 8, 1), per_channel=True)
+    firmware = build_firmware(export_c(tmp_path / "agent.onnx", tmp_path), BOARDS["mps2-an386"])
+    observations = seen(own.network, 2, 3)
+    with EmulatedBoard(firmware, timeout_s=60) as board:
+        outputs = board.outputs(observations)
+        assert board.finish() < STACK_BYTES
+    assert outputs.numpy().tobytes() == OnnxPolicy(tmp_path / "agent.onnx").run(observations).tobytes()
 
 
 def test_pairs_become_the_same_code_as_operators(tmp_path: Path) -> None:
