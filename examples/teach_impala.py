@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import lrp_compress as lc
 from lrp_compress.agents.checkpoints import Agent, all_channels
-from lrp_compress.networks.reading import read_module
+from lrp_compress.agents.own_networks import module_network
 
 
 class Residual(nn.Module):
@@ -57,7 +57,8 @@ def main(path: str, *overrides: str) -> None:
     config = lc.settings("pong", "distill.learning_rate=1e-3", *overrides)
     torch.manual_seed(config.seed)
     teacher = lc.load_agent("auto", "pong")
-    network = read_module(Impala(teacher.network.actions), "policy", teacher.network.observations, "the ResNet")
+    actions = teacher.network.actions
+    network = module_network(Impala(actions), "policy", [actions], "the ResNet")
     # its units are given the values of the teacher's first ones as hints
     hinted = dataclasses.replace(teacher.info, kept={"fc1": list(range(network.widths["fc1"]))})
     student = lc.distill(Agent(network, hinted), teacher, lc.rollouts(teacher, config), config)

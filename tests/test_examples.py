@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_an_exported_agent_plays_without_this_package(tmp_path: Path) -> None:
     score = re.fullmatch(r"breakout, float32: (\d+) points", done.stdout.strip())
     assert score
     assert int(score[1]) > 20  # random play gets 1.7
+
+
+def test_a_residual_network_is_taught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = runpy.run_path(str(EXAMPLES / "teach_impala.py"))["main"]
+    main(str(tmp_path / "impala.safetensors"), *TINY, "distill={samples: 128, batch_size: 32, envs: 4}")
+    assert "impala.safetensors plays at" in capsys.readouterr().out
+    network = load_agent(tmp_path / "impala.safetensors").network
+    assert network.channels["conv1"].writers == ("conv1", "conv3", "conv5")
 
 
 def test_the_notebook_goes_from_a_teacher_to_a_file(tmp_path: Path) -> None:

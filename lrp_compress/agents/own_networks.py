@@ -55,6 +55,33 @@ def own_network(name: str, state: State, head: str, actions: Sequence[int]) -> N
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise UserError(f"{source} and the weights do not fit: {' '.join(str(error).split())[:300]}") from error
+    return module_network(module, head, actions, source)
+
+
+def module_network(module: nn.Module, head: str, actions: Sequence[int], source: str) -> Network:
+    """Read the network that a module computes.
+
+    Parameters
+    ----------
+    module : nn.Module
+        As `own_network` has it made.
+    head : {"q", "policy"}
+        What its outputs are.
+    actions : sequence of int
+        As for `own_network`.
+    source : str
+        What errors call the module.
+
+    Returns
+    -------
+    Network
+        In evaluation mode, with weights of its own, compared with the module on random observations.
+
+    Raises
+    ------
+    UserError
+        If it is none that is read.
+    """
     program = read_module(module, ATARI, source)
     output, network = _policy(program, ATARI, head, actions, source)
 
