@@ -72,7 +72,10 @@ def _impala(state: State, head: str) -> Network:
     def conv(value: Value) -> Value:
         nonlocal number
         number += 1
-        return values.conv(value, state[f"conv{number}.weight"], state[f"conv{number}.bias"], padding=(1, 1))
+        weight = state[f"conv{number}.weight"]
+        if weight.shape[2:] != (3, 3):  # their padding is not in the file
+            raise Unread(f"conv{number} has the shape {tuple(weight.shape)}, which is no 3x3 convolution's")
+        return values.conv(value, weight, state[f"conv{number}.bias"], padding=(1, 1))
 
     value = values.affine(values.given(ATARI), torch.tensor(1 / ATARI.unit), None)
     for _ in range(SEQUENCES):

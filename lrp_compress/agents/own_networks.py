@@ -14,7 +14,7 @@ from lrp_compress.agents.architectures import State
 from lrp_compress.agents.outputs import check_same, declared, policy_of, settled_head
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.programs import Program, read_program
-from lrp_compress.networks.reading import read_module, read_outputs, unknown_call
+from lrp_compress.networks.reading import BATCH, read_module, read_outputs, unknown_call
 from lrp_compress.networks.spaces import ATARI, Observations
 from lrp_compress.support.errors import UserError
 
@@ -89,7 +89,7 @@ def module_network(module: nn.Module, head: str, actions: Sequence[int], source:
         outputs = module(_laid_out(program, observations))
         return outputs if isinstance(outputs, Tensor) else program.run(_laid_out(program, observations), output)
 
-    check_same(network, original, source)
+    check_same(network, original, source, BATCH)
     return network
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,8 @@ from lrp_compress.networks.programs import SIZE_OF_BATCH, Node, Program, read_pr
 from lrp_compress.networks.spaces import Observations
 from lrp_compress.networks.values import Unread, Value
 from lrp_compress.support.errors import UserError
+
+BATCH = 2  # observations that a module is exported for
 
 
 def read_outputs(program: Program, observations: Observations) -> dict[str, Value | Unread]:
@@ -59,11 +62,13 @@ def read_module(module: nn.Module, observations: Observations, source: str) -> P
     shapes = [observations.shape] + [(*observations.shape[1:], observations.shape[0])] * (len(observations.shape) == 3)
     errors = []
     for shape in shapes:
-        given = torch.zeros((2, *shape), dtype=getattr(torch, observations.dtype))
+        given = torch.zeros((BATCH, *shape), dtype=getattr(torch, observations.dtype))
         try:
-            exported = torch.export.export(module.eval(), (given,), dynamic_shapes=({0: torch.export.Dim("n")},))
-            content = io.BytesIO()
-            torch.export.save(exported, content)
+            with warnings.catch_warnings():  # of what the module does on its way to be refused
+                warnings.simplefilter("ignore")
+                exported = torch.export.export(module.eval(), (given,))
+                content = io.BytesIO()
+                torch.export.save(exported, content)
             return read_program(content.getvalue())
         except Exception as error:  # of the module's own code too
             errors.append(error)

@@ -138,12 +138,14 @@ def normalised(
     value: Value, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float
 ) -> Value:
     """Compute a batch normalisation: part of the layer before."""
-    if value.op not in WEIGHTED:
+    if value.op not in WEIGHTED or len(mean) != value.shape[0]:
         raise Unread("batch normalisation that follows no convolution or dense layer")
-    factor = (variance.double() + epsilon).rsqrt()
-    factor = factor if weight is None else factor * weight.double()
-    shift = -mean.double() * factor
-    return affine(value, factor, shift if bias is None else shift + bias.double())
+    # in this order and in single precision, as PyTorch's export to ONNX folds it
+    factor = (torch.ones_like(mean) if weight is None else weight) / (variance + epsilon).sqrt()
+    own, shift = value.weights
+    folded = own * factor.view(-1, *[1] * (own.dim() - 1))
+    shift = (shift - mean) * factor + (0 if bias is None else bias)
+    return replace(value, weights=(folded.detach(), shift.detach()))
 
 
 def per_channel(value: Value, constant: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from tests.agents.onnx_graphs import as_torch_writes
 
-FILES = 200  # of each format
+FILES = 140  # of each format
 SLOWEST = 5.0  # seconds
 PEAK = 300_000  # kB above the start
 WIDTHS = {"conv1": 4, "conv2": 5, "conv3": 6, "fc1": 7}
