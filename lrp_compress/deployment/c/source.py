@@ -98,12 +98,12 @@ def export_c(path: Path, folder: Path) -> CSource:
     """
     network = read_int8(path)
     memory = _Memory(network.steps)
-    source = CSource(folder, network.layers[-1].channels, memory.size)
+    source = CSource(folder, network.steps[-1].output.channels, memory.size)
     header = HEADER.format(
         game=network.metadata["game"],
         meaning="action logits" if network.metadata["head"] == "policy" else "Q-values",
         actions=source.actions,
-        weights=sum(layer.weights.nbytes + layer.bias.nbytes + layer.scale.nbytes for layer in network.layers),
+        weights=sum(_constant_bytes(step) for step in network.steps),
         ram=source.static_ram_bytes,
         kind=KINDS[network.dtype],
         sides="".join(f"[{side}]" for side in network.shape),
@@ -185,6 +185,14 @@ def _bytes(step: Step, steps: list[Step]) -> int:
     readers = [one.layer for one in steps if step.output in one.inputs]
     read = [layer.behind for layer in readers if isinstance(layer, IntegerLayer)]
     return step.output.count + max([written, *read])
+
+
+def _constant_bytes(step: Step) -> int:
+    if isinstance(step.layer, Table):
+        return step.layer.values.nbytes
+    if isinstance(step.layer, IntegerLayer):
+        return step.layer.weights.nbytes + step.layer.bias.nbytes + step.layer.scale.nbytes
+    return 0
 
 
 def _code(network: IntegerNetwork, memory: _Memory) -> Iterator[str]:
