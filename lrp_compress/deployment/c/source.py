@@ -236,13 +236,13 @@ def _constants(number: int, step: Step) -> Iterator[str]:
         yield _array("float", f"given_scale{number}", np.array([grid.scale for grid in layer.given]))
         yield _array("int", f"given_zero{number}", np.array([grid.zero for grid in layer.given]))
         pointers = [f"given_scale{number}", f"given_zero{number}"]
-        of_output = [_float(layer.grid.scale), layer.grid.zero]
-        yield _struct("addition", number, output.count, len(layer.given), *pointers, *of_output)
+        scale, zero = _float(layer.grid.scale), layer.grid.zero
+        yield _struct("addition", number, output.count, len(layer.given), *pointers, scale, zero)
     elif isinstance(layer, Pool):
         grids = [grid or Grid(np.float32(1), 0) for grid in (layer.given, layer.grid)]
         sides = [output.height, output.width, output.channels, given.height, given.width]
-        means = [*(_float(grid.scale) for grid in grids), *(grid.zero for grid in grids)]
-        yield _struct("pool", number, *sides, *_window(layer.window), *means)
+        scales, zeros = [_float(grid.scale) for grid in grids], [grid.zero for grid in grids]
+        yield _struct("pool", number, *sides, *_window(layer.window), *scales, *zeros)
     elif isinstance(layer, IntegerLayer):
         yield from _layer(number, layer)
         if layer.window:
