@@ -22,8 +22,7 @@ from lrp_compress.deployment.measuring.latency import onnx_decision, torch_decis
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.graphs import GRAPHS, agent, seen
 
-# Of the outputs' standard deviation; of IMPALA with ReLUs dropped it is ten times that.
-NEAR = {"nature": 0.03, "impala": 0.03, "vectors": 0.05, "curved": 0.05, "odd": 0.05}
+NEAR = 0.05  # of the outputs' standard deviation; an IMPALA network whose ReLUs are dropped is at 0.8
 
 
 @pytest.fixture(params=GRAPHS, scope="module")
@@ -61,7 +60,7 @@ def test_int8_is_near_in_both_formats(own: Agent, name: str, int8_file: Path, tm
     with torch.no_grad():
         wanted = own.network(torch.from_numpy(observations))
     error = float((outputs - wanted).square().mean().sqrt() / wanted.std())
-    assert 0 < error < NEAR[name], error
+    assert 0 < error < NEAR
     operators = name in ("nature", "curved")
     assert has_operators(own.network) == operators
     assert policy.metadata["format"] == ("int8 QOperator" if operators else "int8 QDQ")
@@ -113,9 +112,8 @@ def test_values_lie_where_none_is_alive(own: Agent, name: str, int8_file: Path, 
     assert ram < sum(sizes) + 6
 
 
-@pytest.mark.parametrize("name", ["vectors"])
-def test_latency_takes_what_the_network_takes(name: str, tmp_path: Path) -> None:
-    own = agent(name)
+def test_latency_takes_what_the_network_takes(tmp_path: Path) -> None:
+    own = agent("vectors")
     save_float(tmp_path / "agent.onnx", own)
     observation = torch.from_numpy(seen(own.network, 1, 0))
     decisions = torch_decision(own.network, observation), onnx_decision(tmp_path / "agent.onnx", observation)

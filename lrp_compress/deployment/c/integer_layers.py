@@ -102,7 +102,7 @@ def _table(op: str, attributes: dict[str, Any], given: Grid, grid: Grid) -> NDAr
     """Let ONNX Runtime compute what an activation makes of each byte."""
     constants = {"given": given.scale, "given_zero": np.uint8(given.zero)}
     constants |= {"grid": grid.scale, "grid_zero": np.uint8(grid.zero)}
-    slope = {"alpha": float(attributes["alpha"])} if "alpha" in attributes else {}
+    slope: dict[str, Any] = {"alpha": float(attributes["alpha"])} if "alpha" in attributes else {}
     nodes = [
         helper.make_node("DequantizeLinear", ["bytes", "given", "given_zero"], ["floats"]),
         helper.make_node(op, ["floats"], ["curved"], **slope),

@@ -165,8 +165,3 @@ class IntegerNetwork:
     dtype: str
     steps: list[Step]
     metadata: dict[str, str]
-
-    @property
-    def layers(self) -> list[IntegerLayer]:
-        """Those with weights."""
-        return [step.layer for step in self.steps if isinstance(step.layer, IntegerLayer)]

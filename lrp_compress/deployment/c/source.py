@@ -98,12 +98,12 @@ def export_c(path: Path, folder: Path) -> CSource:
     """
     network = read_int8(path)
     memory = _Memory(network.steps)
-    source = CSource(folder, network.layers[-1].channels, memory.size)
+    source = CSource(folder, network.steps[-1].output.channels, memory.size)
     header = HEADER.format(
         game=network.metadata["game"],
         meaning="action logits" if network.metadata["head"] == "policy" else "Q-values",
         actions=source.actions,
-        weights=sum(layer.weights.nbytes + layer.bias.nbytes + layer.scale.nbytes for layer in network.layers),
+        weights=sum(_constant_bytes(step) for step in network.steps),
         ram=source.static_ram_bytes,
         kind=KINDS[network.dtype],
         sides="".join(f"[{side}]" for side in network.shape),
@@ -187,6 +187,14 @@ def _bytes(step: Step, steps: list[Step]) -> int:
     return step.output.count + max([written, *read])
 
 
+def _constant_bytes(step: Step) -> int:
+    if isinstance(step.layer, Table):
+        return step.layer.values.nbytes
+    if isinstance(step.layer, IntegerLayer):
+        return step.layer.weights.nbytes + step.layer.bias.nbytes + step.layer.scale.nbytes
+    return 0
+
+
 def _code(network: IntegerNetwork, memory: _Memory) -> Iterator[str]:
     yield '#include "kernels.h"\n#include "maps.h"\n#include "policy.h"\n'
     for number, step in enumerate(network.steps):
@@ -228,13 +236,13 @@ def _constants(number: int, step: Step) -> Iterator[str]:
         yield _array("float", f"given_scale{number}", np.array([grid.scale for grid in layer.given]))
         yield _array("int", f"given_zero{number}", np.array([grid.zero for grid in layer.given]))
         pointers = [f"given_scale{number}", f"given_zero{number}"]
-        of_output = [_float(layer.grid.scale), layer.grid.zero]
-        yield _struct("addition", number, output.count, len(layer.given), *pointers, *of_output)
+        scale, zero = _float(layer.grid.scale), layer.grid.zero
+        yield _struct("addition", number, output.count, len(layer.given), *pointers, scale, zero)
     elif isinstance(layer, Pool):
         grids = [grid or Grid(np.float32(1), 0) for grid in (layer.given, layer.grid)]
         sides = [output.height, output.width, output.channels, given.height, given.width]
-        means = [*(_float(grid.scale) for grid in grids), *(grid.zero for grid in grids)]
-        yield _struct("pool", number, *sides, *_window(layer.window), *means)
+        scales, zeros = [_float(grid.scale) for grid in grids], [grid.zero for grid in grids]
+        yield _struct("pool", number, *sides, *_window(layer.window), *scales, *zeros)
     elif isinstance(layer, IntegerLayer):
         yield from _layer(number, layer)
         if layer.window:

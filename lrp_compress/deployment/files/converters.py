@@ -146,7 +146,8 @@ def _bytes(observations: NDArray[Any], scale: float, zero: int) -> NDArray[np.in
     """Bring observations to int8: pixels less 128, others rounded."""
     if observations.dtype == np.uint8:
         return (observations ^ 0x80).view(np.int8)
-    return np.clip(np.rint(observations / scale) + zero, -128, 127).astype(np.int8)
+    rounded: NDArray[np.int8] = np.clip(np.rint(observations / scale) + zero, -128, 127).astype(np.int8)
+    return rounded
 
 
 def _quantized(network: nn.Module, quantizer: Any, observations: Tensor, **how: bool) -> nn.Module:

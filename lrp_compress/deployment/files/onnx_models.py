@@ -98,7 +98,7 @@ def save_int8(path: Path, agent: Agent, observations: NDArray[Any], per_channel:
             _Calibration(network.observations, observations),
             quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
             op_types_to_quantize=["Sum", *(OPERATORS[op] for op in OPERATORS if op not in OWN_SCALE)],
-            extra_options={"ForceQuantizeNoInputCheck": True},
+            extra_options={"ForceQuantizeNoInputCheck": not operators},  # what reads those with a scale of their own
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,

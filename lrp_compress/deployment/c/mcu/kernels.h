@@ -120,8 +120,14 @@ static inline void copy_window(const border *b, int run, const uint8_t *in, int 
         }
 }
 
-/* Computes a padded layer: windows that reach over the border are copied. */
-static inline void compute_padded(const layer *l, const border *b, const uint8_t *in, uint8_t *window, uint8_t *out) {
+/* Computes a padded layer: windows that reach over the border are copied. Such layers are many and alike, so that code
+ * for each of them would be large, and take long to compile. */
+#ifdef __clang__
+static inline __attribute__((noinline))
+#else
+static inline __attribute__((noinline, noclone))
+#endif
+void compute_padded(const layer *l, const border *b, const uint8_t *in, uint8_t *window, uint8_t *out) {
     for (int y = 0; y < l->height; y++)
         for (int x = 0; x < l->width; x++, out += l->channels) {
             const int top = y * b->stride_y - b->top, left = x * b->stride_x - b->left;
