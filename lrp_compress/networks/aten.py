@@ -68,7 +68,7 @@ class Call:
 
     def unread(self) -> Unread:
         """Say that the call has arguments that are not read."""
-        return Unread(f"{self.node.op.removesuffix('.default')} with arguments that no layer has")
+        return Unread(f"{self.node.op.removesuffix('.default')} with other arguments")
 
 
 def _unchanged(call: Call) -> Read:

@@ -22,6 +22,7 @@ Read = Value | Unread
 # Nodes that make constants of constants, the shape of a flattening for one; the first kinds keep their size.
 KEEP_SIZE = ("Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 SMALL_ONLY = ("Concat", "Gather", "Slice", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal")
+TELLING = {"LSTM": "an LSTM", "GRU": "a GRU", "Attention": "attention"}  # more than the nodes that lead there
 SMALL = 1024  # numbers that the other kinds are given at most
 SHAPE_OPS = frozenset(("Shape", "Constant", *KEEP_SIZE, *SMALL_ONLY))
 
@@ -111,6 +112,8 @@ def read_graph(graph: onnx.GraphProto, name: str, observations: Observations, la
             constants |= _constant(node, constants)
             continue
         try:
+            if node.op_type in TELLING:
+                raise Unread(TELLING[node.op_type])
             for one in call.given[: 1 if node.op_type == "Reshape" else None]:  # whose shape may hold the batch's size
                 if isinstance(one, Unread):
                     raise one
@@ -119,7 +122,7 @@ def read_graph(graph: onnx.GraphProto, name: str, observations: Observations, la
             found: Read = READERS[node.op_type](call)
         except Unread as error:
             found = error
-        reads |= dict.fromkeys(node.output[:1], found)
+        reads |= dict.fromkeys(node.output if isinstance(found, Unread) else node.output[:1], found)
     nothing = Unread("a constant")
     return {output.name: reads.get(output.name, nothing) for output in graph.output}
 

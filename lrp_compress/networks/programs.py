@@ -45,13 +45,13 @@ class Node:
         Of ATen, with its overload: ``"conv2d.default"``.
     arguments : dict
         By their names in the schema of the operation.
-    output : str or None
-        Name of the value that it gives, if it gives one.
+    outputs : list of str
+        Names of the values that it gives.
     """
 
     op: str
     arguments: dict[str, Any]
-    output: str | None
+    outputs: list[str]
 
     def names(self) -> list[str]:
         """Name the values that it is given."""
@@ -90,7 +90,8 @@ class Program:
         for node in self.way(output):
             name, _, overload = node.op.partition(".")
             call = getattr(getattr(torch.ops.aten, name), overload)
-            values[str(node.output)] = call(**{key: _filled(value, values) for key, value in node.arguments.items()})
+            (name,) = node.outputs
+            values[name] = call(**{key: _filled(value, values) for key, value in node.arguments.items()})
         result: Tensor = values[output]
         return result
 
@@ -99,8 +100,10 @@ class Program:
         wanted, way = {output}, []
         for node in reversed(self.nodes):
             names = node.names()
-            if node.output in wanted or (node.op.partition(".")[0].endswith("_") and wanted.intersection(names[:1])):
-                wanted |= {str(node.output), *names}
+            if wanted.intersection(node.outputs) or (
+                node.op.partition(".")[0].endswith("_") and wanted.intersection(names[:1])
+            ):
+                wanted.update(names)
                 way.append(node)
         return way[::-1]
 
@@ -180,8 +183,7 @@ def _tensor(name: str, payload: Mapping[str, Any], archive: zipfile.ZipFile, fol
 
 def _node(node: Mapping[str, Any]) -> Node:
     arguments = {one["name"]: _argument(one["arg"]) for one in node["inputs"]}
-    outputs = list(_names(node["outputs"]))
-    return Node(node["target"].removeprefix(PREFIX)[:80], arguments, outputs[0] if len(outputs) == 1 else None)
+    return Node(node["target"].removeprefix(PREFIX)[:80], arguments, list(_names(node["outputs"])))
 
 
 def _names(outputs: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from lrp_compress.networks.spaces import Observations
 from lrp_compress.networks.values import Unread, Value
 from lrp_compress.support.errors import UserError
 
+TELLING = {"lstm": "an LSTM", "gru": "a GRU", "scaled_dot_product_attention": "attention"}  # more than what leads there
 BATCH = 2  # observations that a module is exported for
 
 
@@ -99,13 +100,15 @@ class _Reading:
         return {name: one if isinstance(one, Value | Unread) else Unread("a constant") for name, one in found.items()}
 
     def _read(self, node: Node, batch: int | str) -> None:
-        if node.output is None or node.op == SIZE_OF_BATCH:
+        if not node.outputs or node.op == SIZE_OF_BATCH:
             return
         name, _, overload = node.op.partition(".")
         in_place = name.endswith("_")
-        call = Call(node, self.reads, self.program.shapes.get(node.output, []), batch)
+        call = Call(node, self.reads, self.program.shapes.get(node.outputs[0], []), batch)
         reader = READERS.get(f"{name.removesuffix('_')}.{overload}")
         try:
+            if name in TELLING:
+                raise Unread(TELLING[name])
             for argument in node.names():
                 if isinstance(before := self.reads.get(argument), Unread):
                     raise before
@@ -114,13 +117,13 @@ class _Reading:
             found: Read = reader(call)
         except Unread as error:
             found = error
-        self.reads[node.output] = found
+        self.reads |= dict.fromkeys(node.outputs, found)
         if not (names := node.names()):
             return
         if in_place:
             self._changed(names[0], found)
         if in_place or reader in VIEWS:
-            self.same[node.output] = self.same.get(names[0], names[0])
+            self.same[node.outputs[0]] = self.same.get(names[0], names[0])
 
     def _changed(self, changed: str, found: Read) -> None:
         """Note that a value was changed in place: what shares its memory is no longer what it was."""
