@@ -80,6 +80,7 @@ def odd() -> Network:
     then("conv", width=5, kernel=(5, 4), stride=(3, 2), padding=(2, 1))
     then("leaky_relu", slope=0.1)
     then("mean_pool", kernel=(2, 3), stride=(2, 2))
+    then("mean_pool", kernel=(2, 2), stride=(1, 1))
     then("relu")
     then("conv", width=7, kernel=(3, 3), stride=(2, 1), padding=(1, 1))
     pooled = then("max_pool", kernel=(3, 2), stride=(2, 2), padding=(1, 1))

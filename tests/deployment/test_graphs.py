@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -19,6 +21,7 @@ from lrp_compress.deployment.files.onnx_models import has_operators, save_float,
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.cold_start import cold_start
 from lrp_compress.deployment.measuring.latency import onnx_decision, torch_decision
+from lrp_compress.support.errors import UserError
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.graphs import GRAPHS, agent, seen
 
@@ -121,3 +124,36 @@ def test_latency_takes_what_the_network_takes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"one float32 observation of the shape \(17,\) is needed"):
         onnx_decision(tmp_path / "agent.onnx", observation.byte())
     assert cold_start(tmp_path / "agent.onnx").first_ms > 0
+
+
+def scale_of_nothing(model: onnx.ModelProto) -> None:
+    named = next(node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    (own,) = (tensor for tensor in model.graph.initializer if tensor.name == named)
+    own.CopyFrom(onnx.numpy_helper.from_array(np.array(0, np.float32), named))
+
+
+def pad_last(model: onnx.ModelProto, pads: list[int]) -> None:
+    *_, node = (node for node in model.graph.node if node.op_type == "Conv")
+    next(entry for entry in node.attribute if entry.name == "pads").ints[:] = pads
+
+
+def other_grid(model: onnx.ModelProto) -> None:
+    quantising = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    next(node for node in quantising if "max_pool" in node.input[0]).input[1] = quantising[-1].input[1]
+
+
+@pytest.mark.parametrize("name", ["impala"], indirect=True)
+def test_hostile_files_are_refused_in_one_line(int8_file: Path, tmp_path: Path) -> None:
+    changes: dict[str, Callable[[onnx.ModelProto], None]] = {
+        "scale is not above 0": scale_of_nothing,
+        "its padding no smaller than itself": lambda model: pad_last(model, [3, 0, 0, 0]),
+        "what is added differs in its sides": lambda model: pad_last(model, [0, 0, 0, 0]),
+        "a MaxPool changes what bytes stand for": other_grid,
+    }
+    for told, change in changes.items():
+        model = onnx.load(int8_file)
+        change(model)
+        (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(UserError, match=told) as caught:
+            read_int8(tmp_path / "odd.onnx")
+        assert "\n" not in str(caught.value)

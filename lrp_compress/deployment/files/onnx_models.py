@@ -47,7 +47,6 @@ OPERATORS = {
     "flatten": "Reshape",
 }
 NO_OPERATOR = ("elu", "tanh", "add", "mean_pool")  # in integers, or one that gives other outputs
-OWN_SCALE = ("mean_pool",)  # left float, they get a scale from what reads them; else it would be that of their input
 FLAT = "flat.shape"
 
 
@@ -97,8 +96,9 @@ def save_int8(path: Path, agent: Agent, observations: NDArray[Any], per_channel:
             quantised,
             _Calibration(network.observations, observations),
             quant_format=QuantFormat.QOperator if operators else QuantFormat.QDQ,
-            op_types_to_quantize=["Sum", *(OPERATORS[op] for op in OPERATORS if op not in OWN_SCALE)],
-            extra_options={"ForceQuantizeNoInputCheck": not operators},  # what reads those with a scale of their own
+            op_types_to_quantize=["Sum", *OPERATORS.values()],
+            nodes_to_exclude=_left_float(network),
+            extra_options={"ForceQuantizeNoInputCheck": not operators},  # of what reads those left float
             per_channel=per_channel,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -204,6 +204,16 @@ def _operator(layer: Layer, network: Network, to_quantise: bool) -> tuple[str, d
 
 def _padding(options: Mapping[str, Any]) -> dict[str, list[int]]:
     return {"pads": [*options["padding"]] * 2} if any(options["padding"]) else {}
+
+
+def _left_float(network: Network) -> list[str]:
+    """Name the means that get a scale of their own, from what reads them; quantised they would have their input's."""
+    return [
+        layer.name
+        for layer in network.layers
+        if layer.op == "mean_pool"
+        and all(network.layer(reader).op != "mean_pool" for reader in network.readers(layer.name))
+    ]
 
 
 def _cut_off(layer: Layer, network: Network) -> bool:
