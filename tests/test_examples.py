@@ -46,7 +46,11 @@ def test_an_exported_agent_plays_without_this_package(tmp_path: Path) -> None:
 
 def test_a_residual_network_is_taught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = runpy.run_path(str(EXAMPLES / "teach_impala.py"))["main"]
-    main(str(tmp_path / "impala.safetensors"), *TINY, "distill={samples: 128, batch_size: 32, envs: 4}")
+    main(
+        str(tmp_path / "impala.safetensors"),
+        *TINY,
+        "distill={samples: 64, batch_size: 32, envs: 4, replay_states: 1024}",
+    )
     assert "impala.safetensors plays at" in capsys.readouterr().out
     network = load_agent(tmp_path / "impala.safetensors").network
     assert network.channels["conv1"].writers == ("conv1", "conv3", "conv5")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.environments.acting import ActionRule, act, cores_shared_with_emulators
+from lrp_compress.environments.acting import act, cores_shared_with_emulators
 from lrp_compress.environments.atari import AtariEnvs, envs_for
 from lrp_compress.environments.groups import Acting
 
@@ -64,19 +65,19 @@ def probe(agent: Agent, acting: Acting) -> Probe:
         How.
     """
     with cores_shared_with_emulators(), envs_for(agent, ENVS, acting.protocol, acting.seed) as envs:
-        own = _rewards(agent, envs, acting.rule, acting.seed)
-        random = _rewards(agent, envs, ActionRule("greedy", 1.0), acting.seed)
+        rng = np.random.default_rng(acting.seed)
+        own = _rewards(envs, lambda observations: act(agent.network, observations, acting.rule, rng)[0])
+        random = _rewards(envs, lambda observations: rng.integers(0, envs.actions, ENVS))
     error = math.sqrt((own.var(ddof=1) + random.var(ddof=1)) / ENVS)
     means = float(own.mean()), float(random.mean())
     better = bool(means[0] - means[1] > STANDARD_ERRORS * error)
     return Probe(agent.info.game, STEPS, *means, better, agent.info.fire_on_life_loss)
 
 
-def _rewards(agent: Agent, envs: AtariEnvs, rule: ActionRule, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
+def _rewards(envs: AtariEnvs, choose: Callable[[NDArray[np.uint8]], NDArray[np.int64]]) -> NDArray[np.float64]:
     total = np.zeros(ENVS)
     step = envs.reset()
     for _ in range(STEPS):
-        step = envs.step(act(agent.network, step.observations, rule, rng)[0])
+        step = envs.step(choose(step.observations))
         total += step.rewards
     return total

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.support.files import read_json
 from tests.commands.forks import Forks
-from tests.commands.running import Command, environment
+from tests.commands.running import Command
 
 SMALL = [
     "game=pong",
@@ -53,20 +50,10 @@ def killed_once(
     """Folder and output of a training that was killed after a checkpoint and then repeated."""
     folder = tmp_path_factory.mktemp("training")
     new_store(folder / "mlflow.db")
-    with subprocess.Popen(
-        [sys.executable, "-m", "lrp_compress.train", *SMALL],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        limit = time.monotonic() + 120
-        while not list((folder / "outputs").glob("train-*/stages/checkpoint.pt")):
-            assert process.poll() is None, "it ended before there was a checkpoint"
-            assert time.monotonic() < limit
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    with forks.start("lrp_compress.train", SMALL, folder) as first:
+        first.until(lambda: list((folder / "outputs").glob("train-*/stages/checkpoint.pt")))
+        first.send_signal(signal.SIGKILL)
+        assert first.wait().returncode == -signal.SIGKILL
     saved = torch.load(run_folder(folder) / "stages" / "checkpoint.pt", weights_only=True)
     assert 0 < saved["counters"]["num_timesteps"] < 1024
     done = forks.run("lrp_compress.train", SMALL, folder)

@@ -53,6 +53,23 @@ def impala(widths: tuple[int, ...] = (4, 6, 8)) -> Network:
     return Network(layers, ATARI, Decision("policy", ACTIONS))
 
 
+def residual() -> Network:
+    """One residual block behind a convolution that leaves few places: the cheapest of its kind."""
+    layers = Layers()
+    layers.then("conv1", width=8, **window(8, 4, 2))
+    stream = layers.then("pool1", "max_pool", **window(3, 2, 1))
+    layers.then("conv2_relu", "relu", stream)
+    layers.then("conv2", width=8, **window(3, 1, 1))
+    layers.then("add1", "add", stream, "conv2")
+    layers.then("last_relu", "relu")
+    layers.then("pool2", "mean_pool", kernel=(3, 3), stride=(2, 2))
+    layers.then("flatten", "flatten")
+    layers.then("fc1", width=16)
+    layers.then("fc1_relu", "relu")
+    layers.then(HEAD, width=ACTIONS)
+    return Network(layers, ATARI, Decision("policy", ACTIONS))
+
+
 def mlp() -> Network:
     """Dense layers with tanh, on a vector, as Stable-Baselines3's PPO has them."""
     layers = Layers()
@@ -88,6 +105,7 @@ NETWORKS = {
     "q": nature,
     "policy, two dense layers": lambda: nature("policy"),
     "impala": impala,
+    "residual": residual,
     "mlp": mlp,
     "other": other,
 }

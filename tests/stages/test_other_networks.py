@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_residual_network_goes_the_whole_path(tmp_path: Path) -> None:
-    network = built("impala", bias=0.05)
+    network = built("residual", bias=0.05)
     teacher = Agent(network, AgentInfo("pong", "minimal", False, {}, all_channels(network.widths)))
     overrides = [one for one in SMALL if not one.startswith(("quantize", "export"))]
     done = lc.compress(
