@@ -6,7 +6,6 @@ import torch
 
 from lrp_compress.networks.graph import HEAD, INPUT, Layer, Network
 from lrp_compress.networks.nature import nature_cnn
-from lrp_compress.networks.ops import WEIGHTED
 from lrp_compress.networks.spaces import ATARI, Decision, Observations
 
 CONVS = {"conv1": 8, "conv2": 12, "conv3": 10}
@@ -123,7 +122,3 @@ def built(kind: str, bias: float = 0.5, seed: int = 0) -> Network:
 
 def weights(network: Network, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return network.get_parameter(f"{name}.weight"), network.get_parameter(f"{name}.bias")
-
-
-def kinds_of(network: Network) -> set[str]:
-    return {layer.op for layer in network.layers if layer.op not in WEIGHTED}
