@@ -57,6 +57,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except Exception as error:
         if FULL in str(error) and not isinstance(error, OSError):  # libraries wrap the system's error in one of theirs
             raise OSError(errno.ENOSPC, FULL, str(path)) from error
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):  # none where a write fails
+            error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -163,7 +163,7 @@ def test_a_full_disk_names_the_file_and_leaves_the_old_one_alone(tmp_path: Path,
     path.write_bytes(b"old")
     with pytest.raises(OSError, match="No space left on device") as caught, atomic_path(path):
         write()
-    assert caught.value.errno == errno.ENOSPC
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import random
 import signal
@@ -296,6 +297,18 @@ def test_store_that_fails_does_not_hide_the_error(config: TrackingConfig, caplog
         client_of(config).delete_run(tracker.run_id)
         raise ZeroDivisionError
     assert f"run {tracker.run_id} could not be recorded as FAILED" in caplog.text
+
+
+def test_a_store_that_refuses_is_told_in_a_line(
+    config: TrackingConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+    with open_run(config) as tracker:
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute("drop table metrics")
+        tracker.metrics({"loss": 0.5})
+    assert "the run goes on, though its store fails" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_sigterm_ends_a_run_as_killed(config: TrackingConfig, child: Callable[..., Fork]) -> None:
