@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -10,7 +11,7 @@ import numpy as np
 from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
-from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.support.errors import UserError, unknown_name
 
 MAX_FRAMES = 108_000  # 30 minutes of play at 60 Hz, the usual cap (Hessel et al. 2018; Mnih et al. 2015 had 5)
@@ -233,10 +234,16 @@ class AtariEnvs:
         self.close()
 
 
-def minimal_actions(game: str) -> list[str]:
+@functools.cache
+def minimal_actions(game: str) -> tuple[str, ...]:
     """Names of a game's minimal action set, in ALE's order."""
     with AtariEnvs(game, 1, "noop", seed=0) as envs:
-        return envs.action_names
+        return tuple(envs.action_names)
+
+
+def action_names(info: AgentInfo) -> tuple[str, ...]:
+    """Names of the actions an agent chooses from, in the order of its outputs."""
+    return minimal_actions(info.game) if info.action_set == "minimal" else tuple(a.name for a in ale_py.Action)
 
 
 def envs_for(

@@ -26,6 +26,10 @@ from lrp_compress.support.files import atomic_path
 
 DPI = 150
 KEPT, REMOVED, ACCENT = "#2b5c8a", "#c9c9c9", "#c0392b"
+SIDE = 84  # pixels of a frame
+ACROSS, DOWN = SIDE + 6, SIDE + 16  # from one cell of the relevance maps to the next
+PIXELS_PER_INCH = 45
+LEFT, TOP, BOTTOM = 0.55, 0.35, 0.6  # inches around the cells
 SIGNED = LinearSegmentedColormap.from_list("relevance", ["#1f4fd8", "#ffffff", "#d81f2a"])
 
 
@@ -89,29 +93,33 @@ def relevance_maps(path: Path, frames: Tensor, teacher: Tensor, student: Tensor,
     Path
         `path`.
     """
-    rows = len(frames)
-    figure = Figure(figsize=(10.6, 2.05 * rows + 0.9), dpi=DPI, layout="constrained")
-    axes = figure.subplots(rows, 5, squeeze=False)
-    for name, axis in zip(
-        ("frame", "teacher", "teacher on frame", "student", "student on frame"), axes[0], strict=True
-    ):
-        axis.set_title(name, fontsize=11)
-    for row, frame, title, *maps in zip(axes, frames, titles, teacher, student, strict=True):
+    # All cells are one image: an axis for each would take thirty times as long to lay out.
+    columns = ("frame", "teacher", "teacher on frame", "student", "student on frame")
+    picture = np.ones((len(frames) * DOWN, len(columns) * ACROSS, 3))
+    width, height = (side / PIXELS_PER_INCH for side in (picture.shape[1], picture.shape[0]))
+    figure = Figure(figsize=(LEFT + width, TOP + height + BOTTOM), dpi=DPI)
+    full = figure.get_size_inches()
+    axis: Any = figure.add_axes((LEFT / full[0], BOTTOM / full[1], width / full[0], height / full[1]))
+    for row, (frame, *maps) in enumerate(zip(frames, teacher, student, strict=True)):
         grey = _array(frame) / 255
-        row[0].imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        row[0].set_ylabel(title, fontsize=9)
-        for heat, overlay, values in zip(row[1::2], row[2::2], maps, strict=True):
+        cells = [grey[..., None].repeat(3, 2)]
+        for column, values in zip((1, 3), maps, strict=True):
             scale = float(values.abs().max())
             signed = _array(values) / (scale or 1)
-            heat.imshow(signed, cmap=SIGNED, vmin=-1, vmax=1, interpolation="nearest")
-            heat.set_xlabel(f"scale ±{scale:.2g}", fontsize=8)
-            overlay.imshow(lay_over(grey, signed), interpolation="nearest")
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    bar = figure.colorbar(
-        ScalarMappable(Normalize(-1, 1), SIGNED), ax=axes, location="bottom", shrink=0.5, aspect=50, pad=0.02
-    )
+            cells += [SIGNED((signed + 1) / 2)[..., :3], lay_over(grey, signed)]
+            middle, below = (column + 0.5) * ACROSS, row * DOWN + SIDE + 4
+            axis.text(middle, below, f"scale ±{scale:.2g}", fontsize=8, ha="center", va="top")
+        for column, cell in enumerate(cells):
+            framed = np.pad(cell, ((1, 1), (1, 1), (0, 0)))
+            rows, across = (slice(place, place + SIDE + 2) for place in (row * DOWN, column * ACROSS + 2))
+            picture[rows, across] = framed
+    axis.imshow(picture, interpolation="nearest", aspect="auto", extent=(0, picture.shape[1], picture.shape[0], 0))
+    axis.set_xticks((np.arange(len(columns)) + 0.5) * ACROSS, labels=columns, fontsize=11)
+    axis.set_yticks(np.arange(len(frames)) * DOWN + SIDE / 2, labels=titles, fontsize=9, rotation=90, va="center")
+    axis.tick_params(length=0, top=False, labeltop=True, labelbottom=False)
+    axis.spines[:].set_visible(False)
+    place = figure.add_axes((0.25, 0.32 / full[1], 0.5, 0.13 / full[1]))
+    bar = figure.colorbar(ScalarMappable(Normalize(-1, 1), SIGNED), cax=place, orientation="horizontal")
     bar.set_ticks([-1, 0, 1], labels=["speaks against (-scale)", "0", "speaks for (+scale)"])
     return _write(figure, path)
 

@@ -12,7 +12,7 @@ import torch
 from lrp_compress.agents.checkpoints import Agent, save_agent
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.config.schema import Config
-from lrp_compress.environments.atari import envs_for
+from lrp_compress.environments.atari import action_names
 from lrp_compress.environments.evaluation import Evaluation
 from lrp_compress.environments.recording import record_play
 from lrp_compress.environments.rollouts import Rollouts
@@ -89,8 +89,7 @@ def draw_relevance_maps(config: Config, agents: Mapping[str, Agent], rollouts: R
         network = agents[name].network
         chosen[name] = batched_outputs(network, observations).argmax(1)
         maps[name] = heat_maps(network, observations, config.criterion.composite, config.criterion.relevance_seed)
-    with envs_for(agents["teacher"], 1, config.protocol, config.seed) as envs:
-        names = envs.action_names
+    names = action_names(agents["teacher"].info)
     pairs = zip(chosen["teacher"], chosen["student"], strict=True)
     titles = [f"teacher {names[teacher]}\nstudent {names[student]}" for teacher, student in pairs]
     return relevance_maps(path, observations[:, -1], maps["teacher"], maps["student"], titles)

@@ -34,7 +34,7 @@ PATIENCE_S = 240
 # What commands import only when they need it, or torch when it first learns.
 LATER = (
     *("lrp_compress.commands.cli", "lrp_compress.search.search", "lrp_compress.reporting.publishing"),
-    *("mlflow.store.tracking.sqlalchemy_store", "matplotlib.backends.backend_agg"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.pyfunc.loaders", "matplotlib.backends.backend_agg"),
     *("torch._dynamo", "zennit.core", "zennit.rules"),
 )
 
@@ -128,6 +128,9 @@ def serve() -> None:
     _mend_torchvision()
     for module in (*(command.module for command in COMMANDS.values()), *LATER):
         importlib.import_module(module)
+    importlib.import_module(
+        "mlflow.utils.requirements_utils"
+    )._init_modules_to_packages_map()  # over a second, once a process
     gc.freeze()  # what is never looked at is never copied
     for line in sys.stdin:
         match json.loads(line):
