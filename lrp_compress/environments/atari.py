@@ -243,7 +243,7 @@ def minimal_actions(game: str) -> tuple[str, ...]:
 
 def action_names(info: AgentInfo) -> tuple[str, ...]:
     """Names of the actions an agent chooses from, in the order of its outputs."""
-    return minimal_actions(info.game) if info.action_set == "minimal" else tuple(a.name for a in ale_py.Action)
+    return minimal_actions(info.game) if info.action_set == "minimal" else tuple(ale_py.Action.__members__)
 
 
 def envs_for(
