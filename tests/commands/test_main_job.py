@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,7 @@ from lrp_compress.reporting.records import find_runs
 from lrp_compress.support.files import SUMS
 from lrp_compress.tracking.downloads import download_folder
 from tests.commands.forks import Forks
-from tests.commands.running import REPOSITORY, environment
+from tests.commands.running import REPOSITORY
 
 MainJob = Callable[..., str]
 
@@ -48,7 +46,6 @@ SMALL = [
 ]
 UNDISTILLED = ["prune=one_shot", "prune.steps=1", "distill.samples=0", "quantize=none", "export=[]"]
 UNDISTILLED += ["prune.evaluate=false", "latency.rounds=1", "latency.max_rounds=1"]
-COMMAND = [sys.executable, "-m", "lrp_compress", *SMALL]
 
 
 @pytest.fixture
@@ -82,10 +79,13 @@ def comparable(metrics: dict[str, float]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, forks: Forks, new_store: Callable[[Path], Path]
+) -> tuple[Path, str]:
     """Folder and output of a run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = subprocess.run(COMMAND, cwd=folder, env=environment(), capture_output=True, text=True)
+    new_store(folder / "mlflow.db")
+    done = forks.run("lrp_compress", SMALL, folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -463,6 +463,3 @@ def test_untrained_agents_of_another_library_under_the_same_name(main_job: MainJ
     assert refused.returncode == 2
     assert "holds another run, made with other settings or another agent" in refused.stderr
     assert scores.read_text() == first
-    with forks.start("lrp_compress", [*SMALL, *job, "force=true"], tmp_path) as again:
-        again.until(lambda: scores.exists() and scores.read_text() != first)
-        assert "has finished before" not in again.told()[0]

@@ -24,7 +24,7 @@ from tests.commands.forks import Forks
 from tests.commands.running import environment
 from tests.commands.test_search import TINY
 
-WORKERS, TRIALS = 3, 3
+WORKERS, TRIALS = 3, 2
 
 
 @pytest.fixture

@@ -102,7 +102,8 @@ def test_repeated_it_says_that_it_is_done(killed_once: tuple[Path, str], forks: 
 def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Command, tmp_path: Path):
     agent = run_folder(killed_once[0]) / "agent.safetensors"
     done = lrp_compress(
-        "game=pong", f"teacher.source={agent}", "distill=none", "tracking=none", "criterion.states=32",
+        "game=pong", f"teacher.source={agent}", "distill=none", "tracking=none", "repair.strength=0.1",
+        "criterion.states=32",
         "quantize=none", "export=[]", "prune.evaluate=false",
         "rollouts={states: 64, envs: 4}", "evaluate={episodes: 2, envs: 2, max_frames: 400}",
         "latency={rounds: 1, decisions: 5, warmup: 2, max_rounds: 1}",

@@ -256,7 +256,7 @@ def test_whoever_plays_decides_what_is_learned(teacher: Agent, play: Rollouts):
 def test_every_loss_teaches(teacher: Agent, play: Rollouts, loss: str):
     settings = {"data": "teacher", "batch_size": 32, "passes": 4, "learning_rate": 1e-3}
     student = pruned(teacher, 0.6)
-    result, _ = distilled(student, teacher, play, 4000, loss=loss, **settings)
+    result, _ = distilled(student, teacher, play, 2000, loss=loss, **settings)
     assert distance(loss, result.network, play) < 0.8 * distance(loss, student, play)
 
 
