@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lrp_compress.api import settings
 from lrp_compress.commands.table import COMMANDS
 from lrp_compress.compression.attribution import _mend_torchvision
 from lrp_compress.support.processes import process_start
@@ -131,6 +132,7 @@ def serve() -> None:
     importlib.import_module(
         "mlflow.utils.requirements_utils"
     )._init_modules_to_packages_map()  # over a second, once a process
+    settings("breakout")  # Hydra's parser learns its grammar
     gc.freeze()  # what is never looked at is never copied
     for line in sys.stdin:
         match json.loads(line):
