@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lrp_compress.support.files import atomic_path
-from lrp_compress.tracking.runs import import_mlflow
+from lrp_compress.tracking.connections import import_mlflow
 from lrp_compress.tracking.stores import locked
 from tests.commands.forks import Forks
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import write_json
+from lrp_compress.tracking.connections import import_mlflow
 from lrp_compress.tracking.journal import JOURNAL, Journal
-from lrp_compress.tracking.runs import finished_runs, import_mlflow
+from lrp_compress.tracking.runs import finished_runs
 from lrp_compress.tracking.stores import resolve_uri
 
 if TYPE_CHECKING:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import contextlib
 import getpass
 import logging
-import math
-import os
 import shlex
 import socket
-import sqlite3
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.support.errors import UserError
-from lrp_compress.support.files import atomic_path
 from lrp_compress.support.processes import git_state, owner, process_lives, sigterm_exits
+from lrp_compress.tracking.connections import (
+    MESSAGE_CHARS,
+    connect,
+    ensure_experiment,
+    existing_experiment,
+    refusals_in_one_line,
+)
 from lrp_compress.tracking.journal import Journal
 from lrp_compress.tracking.stores import check_answers, check_database, database_file, locked, resolve_uri
 from lrp_compress.tracking.tracker import MlflowTracker, Tracker, failures_of_stores, set_tags
-from lrp_compress.tracking.views import VIEW, VIEW_TAG, runs_view
+from lrp_compress.tracking.views import VIEW
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ERROR_CHARS = 500
-MESSAGE_CHARS = 300
 MOST_RUNS = 50_000  # that MLflow gives at once
 LOCAL_UI = "http://127.0.0.1:5000"
 RUNS_VIEW = "?workflowType=machine_learning"  # without it MLflow opens a page for language-model traces
@@ -65,8 +66,8 @@ def check_store(config: TrackingConfig) -> None:
         return
     check_answers(uri, config.timeout_s)
     # The health page is open to all: a wrong password or a host name that the server does not allow shows only here.
-    with _refusals_in_one_line(uri):
-        _connect(uri, config.timeout_s).search_experiments(max_results=1)
+    with refusals_in_one_line(uri):
+        connect(uri, config.timeout_s).search_experiments(max_results=1)
 
 
 @contextlib.contextmanager
@@ -121,9 +122,9 @@ def open_run(
     git = git_state()
     identity = {**git, **_shown(git), **tags, "config_hash": config_hash, **owner()}
     with sigterm_exits():
-        with locked(uri), _refusals_in_one_line(uri):
-            client = _connect(uri, config.timeout_s)
-            experiment = _ensure_experiment(client, uri, config.experiment)
+        with locked(uri), refusals_in_one_line(uri):
+            client = connect(uri, config.timeout_s)
+            experiment = ensure_experiment(client, uri, config.experiment)
             _close_dead(client, experiment)
             run_id = _claim(client, experiment, name, identity, again)
         address = f"{_ui(config, uri)}/#/experiments/{experiment}/runs/{run_id}{RUNS_VIEW}"
@@ -161,7 +162,7 @@ def finished_runs(config: TrackingConfig, wanted: str) -> list[Run]:
     UserError
         If MLflow refuses the filter.
     """
-    with _existing_experiment(config) as found:
+    with existing_experiment(config) as found:
         if found is None:
             return []
         client, experiment = found
@@ -181,7 +182,7 @@ def training_view(config: TrackingConfig, sweep: str = "") -> str:
     if config.uri is None:
         return ""
     uri = resolve_uri(config.uri)
-    with _existing_experiment(config) as found:
+    with existing_experiment(config) as found:
         page = f"/#/experiments/{found[1]}/runs{RUNS_VIEW}" if found else ""
     if page:  # MLflow takes a filter or a view
         page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}" if sweep else f"&{SHOWN_AS}"
@@ -207,101 +208,6 @@ def _shown(git: Mapping[str, str]) -> dict[str, str]:
 def _ui(config: TrackingConfig, uri: str) -> str:
     """Say where a person opens the store's pages; a server may have another address for them than for us."""
     return (config.ui or (uri if database_file(uri) is None else LOCAL_UI)).rstrip("/")
-
-
-@contextlib.contextmanager
-def _refusals_in_one_line(uri: str) -> Iterator[None]:
-    import_mlflow()
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        raise UserError(f"tracking.uri={uri}: {' '.join(str(error).split())[:MESSAGE_CHARS]}") from error
-    except failures_of_stores() as error:
-        said = " ".join(str(error.__cause__ or error).split())[:MESSAGE_CHARS]
-        raise UserError(f"tracking.uri={uri} cannot be used ({said}); mend it, or choose another") from error
-
-
-def import_mlflow() -> None:
-    """Import MLflow without telemetry, migration logs and printed addresses."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    import mlflow  # noqa: F401
-
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(
-        logging.CRITICAL
-    )  # its errors, with a traceback, are raised too
-
-
-def _connect(uri: str, timeout_s: float) -> MlflowClient:
-    import_mlflow()
-    # MLflow's own patience is 120 s a request and eight requests, so that a server that hangs would hold a run up.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(math.ceil(timeout_s)))
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    from mlflow import MlflowClient
-
-    path = database_file(uri)
-    if path is not None:
-        if not path.exists() or not path.stat().st_size:
-            _make_database(path)
-        # With a write-ahead log parallel jobs write about three times as fast; the setting stays in the file.
-        with contextlib.closing(sqlite3.connect(path, timeout=60)) as database:
-            database.execute("pragma journal_mode=wal")
-    return MlflowClient(tracking_uri=uri)
-
-
-def _make_database(path: Path) -> None:
-    """Make a store beside its place and move it there: MLflow never again opens one whose making was cut off."""
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    with atomic_path(path) as temporary:
-        artifacts = (path.parent / "mlartifacts").as_uri()
-        store = SqlAlchemyStore(f"sqlite:///{temporary}", artifacts)  # type: ignore[no-untyped-call]
-        store.engine.dispose()
-
-
-def _ensure_experiment(client: MlflowClient, uri: str, name: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        path = database_file(uri)
-        # MLflow's own choice hangs on the folder of the process that happens to come first.
-        location = (path.parent / "mlartifacts").as_uri() if path else None
-        try:
-            return str(client.create_experiment(name, artifact_location=location, tags={VIEW_TAG: runs_view()}))
-        except MlflowException:  # a process of another machine or container may have come first
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    if experiment.lifecycle_stage != "active":
-        raise UserError(
-            f"tracking.experiment={name} was deleted; choose another name or run "
-            f"`mlflow experiments restore --experiment-id {experiment.experiment_id}` with MLFLOW_TRACKING_URI={uri}"
-        )
-    if experiment.tags.get(VIEW_TAG) != runs_view():
-        client.set_experiment_tag(experiment.experiment_id, VIEW_TAG, runs_view())
-    return str(experiment.experiment_id)
-
-
-@contextlib.contextmanager
-def _existing_experiment(config: TrackingConfig) -> Iterator[tuple[MlflowClient, str] | None]:
-    """Client and experiment id under the store's lock; None if there is no such store or experiment yet."""
-    uri = config.uri and resolve_uri(config.uri)
-    path = database_file(uri) if uri else None
-    if not uri or (path is not None and not path.exists()):
-        yield None
-        return
-    with locked(uri), _refusals_in_one_line(uri):
-        client = _connect(uri, config.timeout_s)
-        experiment = client.get_experiment_by_name(config.experiment)
-        if experiment is None or experiment.lifecycle_stage != "active":
-            yield None
-        else:
-            yield client, str(experiment.experiment_id)
 
 
 def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str], again: bool) -> str:

@@ -28,7 +28,7 @@ from lrp_compress.api import settings
 from lrp_compress.commands.table import COMMANDS
 from lrp_compress.compression.attribution import _mend_torchvision
 from lrp_compress.support.processes import process_start
-from lrp_compress.tracking.runs import import_mlflow
+from lrp_compress.tracking.connections import import_mlflow
 from tests.commands.running import REPOSITORY, environment
 
 PATIENCE_S = 240
