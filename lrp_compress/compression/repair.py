@@ -26,8 +26,9 @@ from torch.nn import functional
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.config.schema import RepairConfig
 from lrp_compress.environments.rollouts import Rollouts
-from lrp_compress.networks.fast import fast_hidden, fast_outputs
+from lrp_compress.networks.fast import fast_outputs
 from lrp_compress.networks.graph import HEAD, Network
+from lrp_compress.networks.stepwise import Stepwise
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried where none is set, and no change at all
 PATCHES = 12  # places of a convolution's map that are looked at in a state
@@ -35,6 +36,7 @@ BATCH = 256  # states computed at a time
 HEAD_RIDGE = 1e-4  # nats for a mean squared change of the outputs, in temperatures, by one
 HEAD_STEPS = 60  # of L-BFGS at most
 JUDGED = 4  # times as many states a network is solved on as choose the strength
+KEPT = 3 * 2**29  # bytes of values at most that are kept from layer to layer: IMPALA's of 10240 states are 1.2e9
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,9 @@ def repair(
 ) -> Repair:
     """Solve the layers of a pruned network again.
 
+    The values that the next layers read are kept, up to `KEPT` bytes, so that all layers take as long as the network
+    takes once; with more states, or larger maps, values are computed more than once.
+
     Parameters
     ----------
     network : Network
@@ -151,18 +156,20 @@ def repair(
     Repair
     """
     repaired = copy.deepcopy(network).eval()
+    most = KEPT // max(1, sum(len(lesson.observations) for lesson in (*training, *held_out)))
+    seen, unseen = (Stepwise(repaired, [one.observations for one in part], most) for part in (training, held_out))
     strengths: dict[str, float] = {}
     for name in layers_to_solve(repaired):
         layer: Any = repaired.get_submodule(name)
         weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
         channels = kept.get(repaired.value(name).channels or HEAD)
         if strength is None:
-            gram, cross = _sums(_examples(repaired, name, channels, weight, training))
+            gram, cross = _sums(_examples(seen, name, channels, weight, training))
             changes = {value: _solve(gram, cross, value) for value in STRENGTHS}
-            gains = _gains(changes, *_sums(_examples(repaired, name, channels, weight, held_out)))
+            gains = _gains(changes, *_sums(_examples(unseen, name, channels, weight, held_out)))
             changes = {value: changes[value] for value in changes if gains[value] == max(0.0, *gains.values())}
         else:
-            examples = _examples(repaired, name, channels, weight, training)
+            examples = _examples(seen, name, channels, weight, training)
             few = sum(len(lesson.wanted[name]) for lesson in training) < weight.shape[1]
             changes = {strength: _solve_few(examples, strength) if few else _solve(*_sums(examples), strength)}
         for value, change in changes.items():  # one, or none
@@ -171,7 +178,8 @@ def repair(
         layer.weight.copy_(weight[:, :-1].view_as(layer.weight))
         layer.bias.copy_(weight[:, -1])
     if repaired.head_kind != "policy":  # a policy that is sampled from would get softer wherever it cannot tell
-        _fit_head(repaired, training, held_out)
+        decisions = _Decisions.of(seen, training)
+        _fit_head(repaired, decisions, _Decisions.of(unseen, held_out) if held_out else decisions)
     return Repair(repaired, strengths)
 
 
@@ -210,60 +218,56 @@ def repair_from_play(
     return repair(network, kept, training, judging, config.strength)
 
 
+@dataclass(frozen=True)
+class _Decisions:
+    """What the head sees in some states, and the teacher's outputs there."""
+
+    hidden: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(cls, steps: Stepwise, lessons: Sequence[Lesson]) -> _Decisions:
+        hidden = [values for (values,) in steps.read(HEAD, steps.network.layers[-1].inputs[0])]
+        return cls(torch.cat(hidden), torch.cat([lesson.outputs for lesson in lessons]))
+
+
 @torch.no_grad()
-def _fit_head(network: Network, training: Sequence[Lesson], held_out: Sequence[Lesson]) -> None:
+def _fit_head(network: Network, seen: _Decisions, unseen: _Decisions) -> None:
     """Bring the softmax as near to the teacher's as the head can, unless it is no nearer on the held-out states."""
-    hidden, wanted = _before_head(network, training)
-    temperature = default_temperature(network.head_kind, wanted)
-    start = network.decide(hidden)
+    temperature = default_temperature(network.head_kind, seen.wanted)
+    start = network.decide(seen.hidden)
     fitted = copy.deepcopy(network)
     weights = [parameter.requires_grad_() for parameter in fitted.get_submodule(HEAD).parameters()]
     optimiser = torch.optim.LBFGS(weights, max_iter=HEAD_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimiser.zero_grad()
-        outputs = fitted.decide(hidden)
+        outputs = fitted.decide(seen.hidden)
         change = ((outputs - start) / temperature).square().mean()
-        value = kl(outputs, wanted, temperature) + HEAD_RIDGE * change
+        value = kl(outputs, seen.wanted, temperature) + HEAD_RIDGE * change
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         optimiser.step(loss)  # type: ignore[no-untyped-call]
-    judged, wanted = _before_head(network, held_out or training)
-    now, then = (kl(one.decide(judged), wanted, temperature) for one in (fitted, network))
+    now, then = (kl(one.decide(unseen.hidden), unseen.wanted, temperature) for one in (fitted, network))
     if now < then:
         network.load_state_dict(fitted.state_dict())
 
 
-def _before_head(network: Network, lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor]:
-    """Compute what the head sees in the states of some lessons, and give the teacher's outputs there."""
-    hidden = [fast_hidden(network, lesson.observations) for lesson in lessons]
-    return torch.cat(hidden), torch.cat([lesson.outputs for lesson in lessons])
-
-
 def _examples(
-    network: Network, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
+    steps: Stepwise, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give X and Z - X W of a layer for batches of states, in float64; X ends in ones for the bias."""
-    layer: Any = network.get_submodule(name)
-    found: dict[str, Tensor] = {}
-    aim = _aim(network, name)
-    handles = [
-        layer.register_forward_pre_hook(lambda module, inputs: found.update(inputs=inputs[0])),
-        network.get_submodule(aim).register_forward_hook(lambda module, inputs, output: found.update(said=output)),
-    ]
-    try:
-        for lesson in lessons:
-            fast_outputs(network, lesson.observations)
-            places = lesson.places.get(name)
-            rows = _rows(layer, found["inputs"], places)
-            said = rows @ weight.T if aim == name else _looked_at(found["said"], places)
-            wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
-            yield rows.double(), (wanted - said).double()  # single: X'X need not be positive definite
-    finally:
-        for handle in handles:
-            handle.remove()
+    layer, aim = steps.network.get_submodule(name), _aim(steps.network, name)
+    (given,) = steps.network.layer(name).inputs
+    values = steps.read(name, given, *([] if aim == name else [aim]))
+    for lesson, (inputs, *sums) in zip(lessons, values, strict=True):
+        places = lesson.places.get(name)
+        rows = _rows(layer, inputs, places)
+        said = _looked_at(sums[0], places) if sums else rows @ weight.T
+        wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
+        yield rows.double(), (wanted - said).double()  # single: X'X need not be positive definite
 
 
 def _aim(network: Network, name: str) -> str:

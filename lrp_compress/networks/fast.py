@@ -50,11 +50,17 @@ def fast_outputs(network: Network, observations: Tensor, dtype: torch.dtype = to
 
 def fast_hidden(network: Network, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Compute what the head sees, of `dtype` and shape (N, units), as `fast_outputs` does."""
-    first = network.get_submodule(network.layers[0].name)
     with mixed_precision(observations.device, dtype):
-        if network.observations == ATARI and isinstance(first, nn.Conv2d):
-            return network.after_first(fast_conv1(first, observations, dtype))
-        return network.after_first(first(network.scaled(observations)))
+        return network.after_first(fast_first(network, observations, dtype))
+
+
+def fast_first(network: Network, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Compute what the first layer gives, as `fast_outputs` does; for another `dtype`, in `mixed_precision`."""
+    first: nn.Module = network.get_submodule(network.layers[0].name)
+    if network.observations == ATARI and isinstance(first, nn.Conv2d):
+        return fast_conv1(first, observations, dtype)
+    values: Tensor = first(network.scaled(observations))
+    return values
 
 
 def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -16,7 +16,18 @@ from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
-from lrp_compress.compression.repair import STRENGTHS, _examples, _fit_head, _solve, _solve_few, _sums, lessons, repair
+from lrp_compress.compression.repair import (
+    STRENGTHS,
+    Lesson,
+    _Decisions,
+    _examples,
+    _fit_head,
+    _solve,
+    _solve_few,
+    _sums,
+    lessons,
+    repair,
+)
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import CriterionConfig, PruneConfig, RolloutsConfig
 from lrp_compress.environments.acting import action_rule
@@ -25,6 +36,7 @@ from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
+from lrp_compress.networks.stepwise import Stepwise
 from tests.compression.networks import built, weights
 
 pytestmark = pytest.mark.slow
@@ -40,6 +52,11 @@ def played(game: str, states: int) -> Rollouts:
     agent = load_agent(teachers_dir() / f"{game}.safetensors")
     rule = action_rule("auto", agent.network.head_kind, 0.001)
     return collect_rollouts(agent, RolloutsConfig(states=states, envs=8, block=4, every=2), Acting(rule, "noop", 0))
+
+
+@torch.no_grad()
+def decisions(network: Network, taught: list[Lesson]) -> _Decisions:
+    return _Decisions.of(Stepwise(network, [lesson.observations for lesson in taught], most=10**9), taught)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +127,11 @@ def test_rows_of_a_padded_convolution_are_what_it_reads(kind: str) -> None:
     network = built(kind)
     states = network.observations.random(6, seed=0)
     taught = lessons(network, states, seed=0)
+    steps = Stepwise(network, [states], most=10**9)
     for name in [name for name in network.weighted[1:] if name in taught[0].places]:
         weight, bias = weights(network, name)
         own = torch.cat([weight.flatten(1), bias[:, None]], 1)
-        ((rows, left),) = _examples(network, name, None, own.detach(), taught)
+        ((rows, left),) = _examples(steps, name, None, own.detach(), taught)
         assert rows.shape[1] == own.shape[1]
         assert left.abs().max() < 1e-5
 
@@ -136,7 +154,8 @@ def test_the_head_comes_as_near_to_the_choice_of_actions_as_it_can(states: Tenso
     wanted = torch.cat([lesson.outputs for lesson in learned])
     temperature = default_temperature("q", wanted)
     before = copy.deepcopy(network)
-    _fit_head(network, learned, learned)
+    seen = decisions(network, learned)
+    _fit_head(network, seen, seen)
     lost, left = (kl(one(states[:256]), wanted, temperature) for one in (before, network))
     assert left < 0.2 * lost  # the teacher's own head would make it 0
     for name, value in network.state_dict().items():
@@ -148,7 +167,8 @@ def test_a_head_that_is_no_nearer_in_other_games_is_not_taken(states: Tensor) ->
     with torch.no_grad():
         other.head.weight *= -3
     before = copy.deepcopy(network)
-    _fit_head(network, lessons(other, states[:64], 0), lessons(before, states[64:128], 0))
+    taught = (lessons(teacher, part, 0) for teacher, part in ((other, states[:64]), (before, states[64:128])))
+    _fit_head(network, *(decisions(network, one) for one in taught))
     assert all(value.equal(before.state_dict()[name]) for name, value in network.state_dict().items())
 
 
