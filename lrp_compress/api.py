@@ -37,9 +37,9 @@ from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config, config_hash
 from lrp_compress.deployment.files.onnx_models import save_float
 from lrp_compress.environments.acting import action_rule
-from lrp_compress.environments.evaluation import Evaluation
 from lrp_compress.environments.evaluation import evaluate as play_episodes
 from lrp_compress.environments.groups import Acting
+from lrp_compress.environments.returns import Evaluation
 from lrp_compress.environments.rollouts import Rollouts, collect_rollouts
 from lrp_compress.pictures.videos import write_video
 from lrp_compress.pipeline import carry_out, find_teacher, preflight

@@ -25,8 +25,8 @@ from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.latency import DEADLINES_HZ
 from lrp_compress.environments.acting import ActionRule, Outputs, action_rule
 from lrp_compress.environments.atari import AtariEnvs
-from lrp_compress.environments.evaluation import bootstrap_interval
 from lrp_compress.environments.games import Game, play_game, turns
+from lrp_compress.environments.returns import bootstrap_interval
 from lrp_compress.pictures.videos import side_by_side_video
 from lrp_compress.stages.resume import run_once
 from lrp_compress.support.errors import UserError, unknown_name

@@ -18,9 +18,10 @@ from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import TeacherConfig, TrainConfig
 from lrp_compress.environments.acting import action_rule
 from lrp_compress.environments.atari import PROTOCOLS, minimal_actions
-from lrp_compress.environments.evaluation import Evaluation, evaluate, load_evaluation, save_evaluation
+from lrp_compress.environments.evaluation import evaluate
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
+from lrp_compress.environments.returns import Evaluation, load_evaluation, save_evaluation
 from lrp_compress.networks.fast import check_device
 from lrp_compress.pictures.figures import return_strips
 from lrp_compress.pictures.videos import side_by_side_video

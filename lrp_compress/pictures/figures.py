@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrp_compress.compression.criteria import ChannelScores
-from lrp_compress.environments.evaluation import Evaluation
+from lrp_compress.environments.returns import Evaluation
 from lrp_compress.support.files import atomic_path
 
 DPI = 150

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from lrp_compress.config.schema import INCIDENTAL
-from lrp_compress.environments.evaluation import BOOTSTRAP_SAMPLES, load_evaluation
+from lrp_compress.environments.returns import BOOTSTRAP_SAMPLES, load_evaluation
 from lrp_compress.stages.resume import STAGES
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json

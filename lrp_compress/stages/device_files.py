@@ -27,7 +27,7 @@ from lrp_compress.config.schema import RolloutsConfig
 from lrp_compress.deployment.files.exports import EXPORTS, Deliverable, Int8Source
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.deviation import Deviation
-from lrp_compress.environments.evaluation import Evaluation, falls_below
+from lrp_compress.environments.returns import Evaluation, falls_below
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.stages.context import Run
 from lrp_compress.stages.judging import evaluate

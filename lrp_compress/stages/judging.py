@@ -15,8 +15,8 @@ from lrp_compress.compression.losses import action_agreement, default_temperatur
 from lrp_compress.deployment.measuring.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.measuring.latency import Latency, measure_latency, onnx_decision, speedup, torch_decision
 from lrp_compress.environments.acting import Outputs
-from lrp_compress.environments.evaluation import Evaluation, load_evaluation, save_evaluation
 from lrp_compress.environments.evaluation import evaluate as play_games
+from lrp_compress.environments.returns import Evaluation, load_evaluation, save_evaluation
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.stages.context import Run

@@ -12,7 +12,7 @@ from lrp_compress.config.schema import Config
 from lrp_compress.deployment.measuring.cold_start import ColdStart
 from lrp_compress.deployment.measuring.latency import Latency, speedup
 from lrp_compress.deployment.measuring.profiling import profile_network
-from lrp_compress.environments.evaluation import Evaluation, return_kept
+from lrp_compress.environments.returns import Evaluation, return_kept
 from lrp_compress.networks.graph import Network
 from lrp_compress.support.seeding import stage_seed
 from lrp_compress.tracking.views import VIEW

@@ -13,8 +13,8 @@ from lrp_compress.agents.checkpoints import Agent, save_agent
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.config.schema import Config
 from lrp_compress.environments.atari import action_names
-from lrp_compress.environments.evaluation import Evaluation
 from lrp_compress.environments.recording import record_play
+from lrp_compress.environments.returns import Evaluation
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.pictures.figures import learning_curve, pick_moments, relevance_maps, return_strips

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.config.schema import GameConfig
-from lrp_compress.environments.evaluation import Evaluation
+from lrp_compress.environments.returns import Evaluation
 from lrp_compress.support.files import atomic_path
 
 LIBRARIES = ("stable-baselines3", "sb3-contrib", "torch", "ale-py", "gymnasium")

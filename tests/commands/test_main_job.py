@@ -21,7 +21,7 @@ from lrp_compress.agents.checkpoints import load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.config.schema import TrackingConfig
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
-from lrp_compress.environments.evaluation import Evaluation, load_evaluation
+from lrp_compress.environments.returns import Evaluation, load_evaluation
 from lrp_compress.reporting.records import find_runs
 from lrp_compress.support.files import SUMS
 from lrp_compress.tracking.downloads import download_folder

@@ -16,11 +16,12 @@ from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.config.schema import EvaluateConfig, GameConfig
 from lrp_compress.environments.acting import ActionRule, act
 from lrp_compress.environments.atari import envs_for
-from lrp_compress.environments.evaluation import (
+from lrp_compress.environments.evaluation import evaluate
+from lrp_compress.environments.groups import Acting, Emulators
+from lrp_compress.environments.returns import (
     Episode,
     Evaluation,
     bootstrap_interval,
-    evaluate,
     falls_below,
     human_normalised,
     interquartile_mean,
@@ -28,7 +29,6 @@ from lrp_compress.environments.evaluation import (
     return_kept,
     save_evaluation,
 )
-from lrp_compress.environments.groups import Acting, Emulators
 from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.nature import nature_cnn
 

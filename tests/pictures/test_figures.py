@@ -12,7 +12,7 @@ from PIL import Image
 from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.criteria import ChannelScores
 from lrp_compress.environments.atari import AtariEnvs
-from lrp_compress.environments.evaluation import Episode, Evaluation
+from lrp_compress.environments.returns import Episode, Evaluation
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.pictures.figures import (
     learning_curve,

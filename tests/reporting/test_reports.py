@@ -23,7 +23,7 @@ from scipy import stats
 import lrp_compress
 from lrp_compress.config.checks import conf_dir, register_schemas
 from lrp_compress.config.schema import SearchConfig, SpaceConfig, TrackingConfig
-from lrp_compress.environments.evaluation import Episode, Evaluation, save_evaluation
+from lrp_compress.environments.returns import Episode, Evaluation, save_evaluation
 from lrp_compress.reporting.charts import _on_front, criteria_chart, front_chart
 from lrp_compress.reporting.collections import Elsewhere, _front, from_filter, from_folder, from_folders, from_study
 from lrp_compress.reporting.page import PAGE, TABLE, render, table, write_report
