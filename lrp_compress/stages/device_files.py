@@ -162,6 +162,7 @@ def _int8(run: Run, agent: Agent, seen: OwnPlay, name: str) -> Int8:
 
     def read(record: Path) -> Quantization:
         check_signed(path)
+        OnnxPolicy(path)  # its digest may be lost
         return _load_quantization(record)
 
     quantization = stored(
@@ -255,8 +256,8 @@ def _exported(run: Run, name: str, what: Deliverable, folder: Path) -> dict[str,
         write_json(record, {file: dataclasses.asdict(deviation) for file, deviation in made.items()})
 
     def read(record: Path) -> dict[str, Deviation]:
-        for sums in folder.rglob(SUMS):
-            check_folder_signed(sums.parent)
+        for one in {file.parent for file in folder.rglob("*") if file.is_file()} or {folder}:
+            check_folder_signed(one)
         return _load_deviations(record)
 
     try:

@@ -66,7 +66,7 @@ def in_runtime(run: Run, agent: Agent, name: str) -> Outputs:
 def float_file(run: Run, agent: Agent, name: str) -> Path:
     """Write an agent as a float32 ONNX file."""
     path = run.folder / "onnx" / f"{name}.onnx"
-    if not is_whole(path):
+    if not is_whole(path, OnnxPolicy):
         save_float(path, agent)
         sign(path)
     return path

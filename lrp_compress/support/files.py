@@ -133,21 +133,25 @@ def check_signed(path: Path) -> None:
         raise ValueError("its content is not what was written")
 
 
-def is_whole(path: Path) -> bool:
-    """Tell whether a file is there with the content that `sign` saw; if it is another, say so."""
+def is_whole(path: Path, read: Callable[[Path], object]) -> bool:
+    """Tell whether a file is there, has the content that `sign` saw, and can be read; if it is damaged, say so."""
+    if not path.exists():
+        return False
     try:
         check_signed(path)
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError) as error:
+        read(path)
+    except Exception as error:  # there is no end of what a reader says of a damaged file
         told_damaged(path, error)
         return False
     return True
 
 
 def check_folder_signed(folder: Path) -> None:
-    """Check all files of a folder that `sign` has seen; errors as of `check_signed`, also for one that is missing."""
-    for name in _sums(folder):
+    """Check all files of a folder that `sign` has seen, one at least; errors as of `check_signed`."""
+    names = _sums(folder)
+    if not names:
+        raise ValueError(f"{folder / SUMS} is lost")
+    for name in names:
         check_signed(folder / name)
 
 

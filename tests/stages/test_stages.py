@@ -19,7 +19,8 @@ from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.stages.context import Run
 from lrp_compress.stages.judging import evaluate
 from lrp_compress.stages.learning import plan, prune, ratios, score
-from lrp_compress.support.files import read_json
+from lrp_compress.stages.playing import float_file
+from lrp_compress.support.files import SUMS, read_json
 from lrp_compress.tracking.tracker import Tracker
 from tests.compression.test_tuning import WIDTHS as WIDTHS_BY_HEAD
 from tests.compression.test_tuning import played, small_network
@@ -29,19 +30,40 @@ pytestmark = pytest.mark.slow
 WIDTHS = WIDTHS_BY_HEAD["policy"]
 
 
-@pytest.mark.parametrize(("episodes", "fewer"), [(4, 2), (2, 2)])
-def test_the_undistilled_networks_play_fewer_games(tmp_path: Path, episodes: int, fewer: int):
+def small_run(tmp_path: Path, *overrides: str) -> Run:
     register_schemas()
     OmegaConf.register_new_resolver("run_folder", str, replace=True)
-    settings = {"episodes": episodes, "pruned_episodes": 2, "envs": 2, "max_frames": 40}
-    overrides = [f"evaluate.{name}={value}" for name, value in settings.items()]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = check_config(compose("config", ["+game=breakout", f"cache_dir={tmp_path}", *overrides]), Config)
     network = nature_cnn({"conv1": 2, "conv2": 2, "conv3": 2, "fc1": 2}, "policy", 4)
     agent = Agent(network, AgentInfo("breakout", "minimal", True, {}, {}))
-    run = Run(config, agent, "digest", tmp_path / "stages", Tracker())
-    games = {name: len(evaluate(run, agent, name).episodes) for name in ("teacher", "pruned", "repaired", "student")}
+    return Run(config, agent, "digest", tmp_path / "stages", Tracker())
+
+
+@pytest.mark.parametrize(("episodes", "fewer"), [(4, 2), (2, 2)])
+def test_the_undistilled_networks_play_fewer_games(tmp_path: Path, episodes: int, fewer: int):
+    settings = {"episodes": episodes, "pruned_episodes": 2, "envs": 2, "max_frames": 40}
+    run = small_run(tmp_path, *(f"evaluate.{name}={value}" for name, value in settings.items()))
+    agents = ("teacher", "pruned", "repaired", "student")
+    games = {name: len(evaluate(run, run.teacher, name).episodes) for name in agents}
     assert games == {"teacher": episodes, "pruned": fewer, "repaired": fewer, "student": episodes}
+
+
+@pytest.mark.parametrize("lost", [b"", b"\xff", None])
+def test_an_onnx_file_is_made_again_though_its_digest_is_lost_too(
+    tmp_path: Path, lost: bytes | None, caplog: pytest.LogCaptureFixture
+):
+    run = small_run(tmp_path)
+    path = float_file(run, run.teacher, "student")
+    whole = path.read_bytes()
+    if lost is None:
+        (path.parent / SUMS).unlink()
+    else:
+        (path.parent / SUMS).write_bytes(lost)
+    path.write_bytes(whole[: len(whole) // 2])
+    assert float_file(run, run.teacher, "student") == path
+    assert path.read_bytes() == whole
+    assert caplog.text.count("is damaged") == 1
 
 
 class Noted(Tracker):

@@ -197,3 +197,6 @@ def test_a_folder_that_lacks_a_signed_file_is_damaged(tmp_path: Path):
     (tmp_path / "a").unlink()
     with pytest.raises(FileNotFoundError):
         check_folder_signed(tmp_path)
+    (tmp_path / SUMS).unlink()
+    with pytest.raises(ValueError, match="is lost"):
+        check_folder_signed(tmp_path)
