@@ -117,7 +117,7 @@ def put_on_board(config: FirmwareConfig, run_dir: Path, tracker: Tracker) -> dic
     if config.play:
         metrics |= _play(config, firmware, run_dir / VIDEO)
         tracker.artifact(run_dir / VIDEO)
-    for name in ("firmware.elf", "policy.c", "policy.h", "kernels.h", "maps.h"):
+    for name in ("firmware.elf", "policy.c", "policy.h", "kernels.h", "grouped.h", "maps.h"):
         tracker.artifact(run_dir / BUILD / name, BUILD)
     return metrics
 

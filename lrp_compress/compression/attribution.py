@@ -36,8 +36,8 @@ class Relevance:
     Attributes
     ----------
     layers : dict of str to Tensor
-        By convolution and dense layer, the head excepted, the relevance of what it writes: float64, shape
-        (N, channels, h, w) or (N, units). Before and after the activation it is the same.
+        By layer that writes channels which can be removed, so never the head, the relevance of what it writes: float64,
+        shape (N, channels, h, w) or (N, units). Before and after the activation it is the same.
     inputs : Tensor
         Relevance of the observations, float64, shape (N, *network.observations.shape).
     output : Tensor

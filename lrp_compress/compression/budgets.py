@@ -51,6 +51,8 @@ class Costs:
         self._terms: list[tuple[str, str, int, int]] = []  # channels, those read, cost of a pair of them, bias
         for layer in profile_network(network).layers:
             source = network.value(network.layer(layer.name).inputs[0]).channels or ""
+            if network.is_depthwise(layer.name):  # its cost grows with its channels alone
+                source = ""
             own = network.value(layer.name).channels or ""
             bias = layer.outputs if budget == "params" else 0
             cost = layer.params if budget == "params" else layer.macs

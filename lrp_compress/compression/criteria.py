@@ -156,11 +156,15 @@ def score_channels(
 
 
 def _by_channels(network: Network, raw: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average the scores of all layers that write the same channels, where each is scored."""
+    """Average the scores of all layers that write the same channels, where each is scored.
+
+    Of a depthwise convolution with several filters for a channel, the sum of theirs counts.
+    """
     scores = dict(raw)
     for name, group in network.channels.items():
         if len(group.writers) > 1 and raw.keys() >= set(group.writers):
-            scores[name] = torch.stack([raw[writer].double() for writer in group.writers]).mean(0)
+            written = [raw[writer].double().view(group.width, -1).sum(1) for writer in group.writers]
+            scores[name] = torch.stack(written).mean(0)
     return scores
 
 

@@ -44,22 +44,25 @@ def equalize(network: Network, observations: Tensor) -> Network:
     for name, group in equal.channels.items():
         if name in curved:
             continue
-        factors = _factors([values[writer] for writer in group.writers])
+        factors = _factors([values[writer] for writer in group.writers], group.width)
         for writer in group.writers:
+            own = factors.repeat_interleave(equal.value(writer).positions)
             layer: Any = equal.get_submodule(writer)
-            layer.weight /= _along(factors, layer.weight, 0)
-            layer.bias /= factors
+            if not equal.is_depthwise(writer):  # which reads what it writes: its weights take factors and give them
+                layer.weight /= _along(own, layer.weight, 0)
+            layer.bias /= own
         for reader in equal.weighted[1:]:
             read = equal.value(equal.layer(reader).inputs[0])
-            if read.channels == name:
+            if read.channels == name and not equal.is_depthwise(reader):
                 weight: Any = equal.get_submodule(reader).weight
                 weight *= _along(factors.repeat_interleave(read.positions), weight, 1)
     return equal
 
 
-def _factors(seen: list[Tensor]) -> Tensor:
-    """Find what to divide each channel of values, each of shape (N, channels, ...), by."""
-    largest = torch.stack([values.transpose(0, 1).flatten(1).abs().amax(1) for values in seen]).amax(0)
+def _factors(seen: list[Tensor], channels: int) -> Tensor:
+    """Find what to divide each channel of values, each of shape (N, channels or a multiple of them, ...), by."""
+    by_channel = [values.reshape(len(values), channels, -1).transpose(0, 1).flatten(1) for values in seen]
+    largest = torch.stack([values.abs().amax(1) for values in by_channel]).amax(0)
     largest = largest.clamp_min(FLOOR * max(largest.max().item(), 1e-6))
     factors = largest**STRENGTH
     return factors / factors.log().mean().exp()

@@ -74,9 +74,14 @@ def prunable_layers(config: PruneConfig, widths: Mapping[str, int]) -> list[str]
     Raises
     ------
     UserError
-        If `layer_ratios` names a layer that is not prunable, or is given along with the scope ``global``.
+        If no layer is prunable, `layer_ratios` names one that is not, or is given along with the scope ``global``.
     """
     layers = [name for name in widths if config.layers == "all" or name.startswith("conv")]
+    if not layers:
+        raise UserError(
+            f"prune.layers={config.layers}: no layer of this network can lose channels; those that convolutions in "
+            "groups read or write stay" + ("" if config.layers == "all" else ", set prune.layers=all")
+        )
     for name in config.layer_ratios:
         if name not in layers:
             close = difflib.get_close_matches(name, layers, n=1)
@@ -195,13 +200,12 @@ def apply_pruning(network: Network, plan: PruningPlan) -> Network:
 def _remaining(network: Network, name: str, keep: Mapping[str, list[int]]) -> tuple[Tensor, Tensor]:
     """Give the weight and the bias that stay of a layer, as copies."""
     weight, bias = (network.get_parameter(f"{name}.{kind}").clone() for kind in KINDS)
-    own, read = network.value(name).channels, network.value(network.layer(name).inputs[0])
-    if own is not None:
-        weight, bias = weight[keep[own]], bias[keep[own]]
-    if read.channels is not None:
-        # a flattened map holds the positions of each channel side by side
-        kept = torch.tensor(keep[read.channels])[:, None] * read.positions + torch.arange(read.positions)
-        weight = weight[:, kept.flatten()]
+    own, read = network.value(name), network.value(network.layer(name).inputs[0])
+    if own.channels is not None:
+        kept = own.spread(keep[own.channels])
+        weight, bias = weight[kept], bias[kept]
+    if read.channels is not None and not network.is_depthwise(name):
+        weight = weight[:, read.spread(keep[read.channels])]
     return weight.contiguous(), bias
 
 

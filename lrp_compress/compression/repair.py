@@ -9,7 +9,8 @@ ridge regression towards the weights W it has, not towards 0:
 after GRAIL (arXiv 2602.23795). ThiNet (Luo et al. 2017, section 3.2.3) solves for one factor a channel. A layer whose
 outputs are only added to others is solved for the teacher's sum, so that it makes up for what came in with the others.
 Of Q-values the order alone counts, so their head is then fitted to the teacher's choice of actions: the KL divergence
-of the two softmaxes is convex in the last weights, as in multinomial logistic regression.
+of the two softmaxes is convex in the last weights, as in multinomial logistic regression. The groups of a grouped
+convolution are solved each on its own, with one strength for all.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrp_compress.compression.losses import default_temperature, kl
+from lrp_compress.compression.ridge import gains, solve, solve_few, sums
 from lrp_compress.config.schema import RepairConfig
 from lrp_compress.environments.rollouts import Rollouts
 from lrp_compress.networks.fast import fast_outputs
@@ -77,7 +79,7 @@ class Repair:
     strengths: dict[str, float]
 
 
-def layers_to_solve(network: Network) -> list[str]:
+def layers_tosolve(network: Network) -> list[str]:
     """Name the layers after the first, which sees the observations and loses no input, in the order of computation."""
     return list(network.weighted[1:])
 
@@ -101,7 +103,7 @@ def lessons(teacher: Network, observations: Tensor, seed: int) -> list[Lesson]:
         Some kilobytes a state beside the observations themselves.
     """
     generator = torch.Generator().manual_seed(seed)
-    names = layers_to_solve(teacher)
+    names = layers_tosolve(teacher)
     said: dict[str, Tensor] = {}
 
     def listen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -159,24 +161,24 @@ def repair(
     most = KEPT // max(1, sum(len(lesson.observations) for lesson in (*training, *held_out)))
     seen, unseen = (Stepwise(repaired, [one.observations for one in part], most) for part in (training, held_out))
     strengths: dict[str, float] = {}
-    for name in layers_to_solve(repaired):
+    for name in layers_tosolve(repaired):
         layer: Any = repaired.get_submodule(name)
-        weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
-        channels = kept.get(repaired.value(name).channels or HEAD)
+        weight, value = _weight(layer), repaired.value(name)
+        channels = None if value.channels is None else value.spread(kept[value.channels])
         if strength is None:
-            gram, cross = _sums(_examples(seen, name, channels, weight, training))
-            changes = {value: _solve(gram, cross, value) for value in STRENGTHS}
-            gains = _gains(changes, *_sums(_examples(unseen, name, channels, weight, held_out)))
-            changes = {value: changes[value] for value in changes if gains[value] == max(0.0, *gains.values())}
+            gram, cross = sums(_examples(seen, name, channels, weight, training))
+            changes = {value: solve(gram, cross, value) for value in STRENGTHS}
+            gained = gains(changes, *sums(_examples(unseen, name, channels, weight, held_out)))
+            changes = {value: changes[value] for value in changes if gained[value] == max(0.0, *gained.values())}
         else:
             examples = _examples(seen, name, channels, weight, training)
-            few = sum(len(lesson.wanted[name]) for lesson in training) < weight.shape[1]
-            changes = {strength: _solve_few(examples, strength) if few else _solve(*_sums(examples), strength)}
-        for value, change in changes.items():  # one, or none
-            weight += change.T.float()
-            strengths[name] = value
-        layer.weight.copy_(weight[:, :-1].view_as(layer.weight))
-        layer.bias.copy_(weight[:, -1])
+            few = weight.dim() == 2 and sum(len(lesson.wanted[name]) for lesson in training) < weight.shape[1]
+            changes = {strength: solve_few(examples, strength) if few else solve(*sums(examples), strength)}
+        for chosen, change in changes.items():  # one, or none
+            weight += change.mT.float()
+            strengths[name] = chosen
+        layer.weight.copy_(weight[..., :-1].reshape(layer.weight.shape))
+        layer.bias.copy_(weight[..., -1].flatten())
     if repaired.head_kind != "policy":  # a policy that is sampled from would get softer wherever it cannot tell
         decisions = _Decisions.of(seen, training)
         _fit_head(repaired, decisions, _Decisions.of(unseen, held_out) if held_out else decisions)
@@ -258,16 +260,31 @@ def _fit_head(network: Network, seen: _Decisions, unseen: _Decisions) -> None:
 def _examples(
     steps: Stepwise, name: str, kept: Sequence[int] | None, weight: Tensor, lessons: Sequence[Lesson]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give X and Z - X W of a layer for batches of states, in float64; X ends in ones for the bias."""
+    """Give X and Z - X W of a layer for batches of states, in float64; X ends in ones for the bias.
+
+    Of a convolution in groups there is one of each for every group, along a first axis.
+    """
     layer, aim = steps.network.get_submodule(name), _aim(steps.network, name)
     (given,) = steps.network.layer(name).inputs
     values = steps.read(name, given, *([] if aim == name else [aim]))
-    for lesson, (inputs, *sums) in zip(lessons, values, strict=True):
+    for lesson, (inputs, *added) in zip(lessons, values, strict=True):
         places = lesson.places.get(name)
         rows = _rows(layer, inputs, places)
-        said = _looked_at(sums[0], places) if sums else rows @ weight.T
         wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
+        wanted, *added = (_parted(one, weight) for one in (wanted, *(_looked_at(one, places) for one in added)))
+        said = added[0] if added else rows @ weight.mT
         yield rows.double(), (wanted - said).double()  # single: X'X need not be positive definite
+
+
+def _weight(layer: Any) -> Tensor:
+    """Lay out a layer's weights and bias, (outputs, inputs + 1); a matrix for each group where there are several."""
+    weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
+    return weight if getattr(layer, "groups", 1) == 1 else weight.view(layer.groups, -1, weight.shape[1])
+
+
+def _parted(outputs: Tensor, weight: Tensor) -> Tensor:
+    """Part outputs, a row each, by the groups whose weights are given."""
+    return outputs if weight.dim() == 2 else outputs.reshape(len(outputs), *weight.shape[:2]).movedim(1, 0)
 
 
 def _aim(network: Network, name: str) -> str:
@@ -281,16 +298,6 @@ def _looked_at(values: Tensor, places: Tensor | None) -> Tensor:
     return values if places is None else values.flatten(2)[:, :, places].transpose(1, 2).flatten(0, 1)
 
 
-def _sums(examples: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Sum X'X and X'(Z - X W) over batches, of which there is one at least."""
-    rows, error = next(examples)
-    gram, cross = rows.T @ rows, rows.T @ error
-    for rows, error in examples:
-        gram += rows.T @ rows
-        cross += rows.T @ error
-    return gram, cross
-
-
 def _rows(layer: nn.Module, inputs: Tensor, places: Tensor | None) -> Tensor:
     """Lay out what a layer's outputs at some places are computed from, a row each, and a one for the bias."""
     if places is not None:
@@ -301,23 +308,9 @@ def _rows(layer: nn.Module, inputs: Tensor, places: Tensor | None) -> Tensor:
         windows = inputs.unfold(2, layer.kernel_size[0], layer.stride[0])
         windows = windows.unfold(3, layer.kernel_size[1], layer.stride[1])
         columns = windows.shape[3]
-        inputs = windows[:, :, places // columns, places % columns].transpose(1, 2).flatten(2).flatten(0, 1)
-    return torch.cat([inputs, inputs.new_ones(len(inputs), 1)], 1)
-
-
-def _solve(gram: Tensor, cross: Tensor, strength: float) -> Tensor:
-    damped = gram + strength * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
-
-
-def _solve_few(examples: Iterator[tuple[Tensor, Tensor]], strength: float) -> Tensor:
-    """Solve from fewer rows than inputs: the same by way of X X', which is the smaller matrix then."""
-    rows, error = (torch.cat(parts) for parts in zip(*examples, strict=True))
-    kernel = rows @ rows.T
-    kernel += strength * kernel.trace() / rows.shape[1] * torch.eye(len(rows), dtype=rows.dtype)
-    return rows.T @ torch.cholesky_solve(error, torch.linalg.cholesky(kernel))
-
-
-def _gains(changes: Mapping[float, Tensor], gram: Tensor, cross: Tensor) -> dict[float, float]:
-    """How much each change of the weights lowers the summed squared error."""
-    return {value: float((change * (2 * cross - gram @ change)).sum()) for value, change in changes.items()}
+        inputs = windows[:, :, places // columns, places % columns].transpose(1, 2)
+        if layer.groups > 1:
+            inputs = inputs.reshape(*inputs.shape[:2], layer.groups, -1).movedim(2, 0).flatten(1, 2)
+        else:
+            inputs = inputs.flatten(2).flatten(0, 1)
+    return torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], -1)

@@ -74,7 +74,7 @@ def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Te
     Parameters
     ----------
     conv1 : nn.Conv2d
-        The first layer; fast where it is a Nature CNN's, 8x8 with stride 4 and no padding.
+        The first layer; fast where it is a Nature CNN's, 8x8 with stride 4, no padding and one group.
     observations : Tensor of uint8, shape (N, 4, 84, 84)
         Contiguous.
     dtype : torch.dtype
@@ -84,8 +84,10 @@ def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Te
     -------
     Tensor of `dtype`, shape (N, channels, h, w)
     """
-    if (conv1.kernel_size, conv1.stride, conv1.padding) != ((KERNEL, KERNEL), (BLOCK, BLOCK), (0, 0)):
-        return functional.conv2d(observations.to(dtype), conv1.weight / 255, conv1.bias, conv1.stride, conv1.padding)
+    moves = (conv1.kernel_size, conv1.stride, conv1.padding)
+    if moves != ((KERNEL, KERNEL), (BLOCK, BLOCK), (0, 0)) or conv1.groups > 1:
+        pixels, weight = observations.to(dtype), conv1.weight / 255
+        return functional.conv2d(pixels, weight, conv1.bias, conv1.stride, conv1.padding, groups=conv1.groups)
     blocks = _blocks(observations)
     if dtype == torch.bfloat16:  # PyTorch converts uint8 to it one element at a time, these two steps are vectorised
         blocks = blocks.to(torch.int16)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_compress.networks.channels import Value, group_channels
+from lrp_compress.networks.channels import Value, group_channels, is_depthwise
 from lrp_compress.networks.ops import OPS, WEIGHTED, Shape, checked_options
 from lrp_compress.networks.spaces import Decision, Observations
 
@@ -148,20 +148,30 @@ class Network(nn.Module):
         """Say which channels a layer's value, or ``"observations"``, consists of."""
         return self._values[name]
 
+    def is_depthwise(self, name: str) -> bool:
+        """Tell whether a layer is a convolution that computes its channels from one of its input's each."""
+        layer = self.layer(name)
+        return layer.op == "conv" and is_depthwise(
+            layer, {INPUT: self.observations.shape, **self.shapes}[layer.inputs[0]]
+        )
+
     def readers(self, name: str) -> list[str]:
         """Name the layers that read a layer's value."""
         return [layer.name for layer in self.layers if name in layer.inputs]
 
     def resized(self, widths: Mapping[str, int]) -> Network:
         """Make a network of the same layers with other widths, and weights of its own."""
-        width_of = {writer: widths[name] for name, group in self.channels.items() for writer in group.writers}
-        layers = [
-            dataclasses.replace(layer, options={**layer.options, "width": width_of[layer.name]})
-            if layer.name in width_of
-            else layer
-            for layer in self.layers
-        ]
+        layers = [dataclasses.replace(layer, options=self._resized(layer, widths)) for layer in self.layers]
         return Network(layers, self.observations, self.decision)
+
+    def _resized(self, layer: Layer, widths: Mapping[str, int]) -> dict[str, Any]:
+        value = self.value(layer.name)
+        if layer.op not in WEIGHTED or value.channels is None:
+            return layer.options
+        changed = {"width": widths[value.channels] * value.positions}
+        if self.is_depthwise(layer.name):
+            changed["groups"] = widths[value.channels] * self.value(layer.inputs[0]).positions
+        return {**layer.options, **changed}
 
     def scaled(self, observations: Tensor) -> Tensor:
         """Bring observations into the units that the first layer takes; floating pixels are taken to be in them."""

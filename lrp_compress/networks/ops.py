@@ -26,6 +26,8 @@ class Op:
     options : tuple of str
         The names of its options: ``width`` is a number of channels, ``slope`` and ``alpha`` are factors, and the others
         pairs of int, of rows and of columns.
+    optional : tuple of str
+        The names of those that can be left out: ``groups``, into which the channels of a convolution are parted.
     shape : callable
         From the shape of what goes in and the options to the shape of what comes out; ValueError if it does not fit.
     module : callable
@@ -35,6 +37,7 @@ class Op:
     options: tuple[str, ...]
     shape: Callable[[Shape, Options], Shape]
     module: Callable[[Shape, Options], nn.Module]
+    optional: tuple[str, ...] = ()
 
 
 class Add(nn.Module):
@@ -83,6 +86,14 @@ def _width(options: Options) -> int:
     return width
 
 
+def _conv(shape: Shape, options: Options) -> Shape:
+    made = _map(shape, options, _width(options))
+    groups = options.get("groups", 1)
+    if groups < 1 or shape[0] % groups or made[0] % groups:
+        raise ValueError(f"has {groups} groups for {shape[0]} channels and a width of {made[0]}")
+    return made
+
+
 def _dense(shape: Shape, options: Options) -> Shape:
     if len(shape) != 1:
         raise ValueError(f"needs a vector, not a map of {shape}; flatten it before")
@@ -103,8 +114,11 @@ WINDOW = ("kernel", "stride", "padding")
 OPS: Mapping[str, Op] = {
     "conv": Op(
         ("width", *WINDOW),
-        lambda shape, options: _map(shape, options, _width(options)),
-        lambda shape, options: nn.Conv2d(shape[0], options["width"], *_window(options)),
+        _conv,
+        lambda shape, options: nn.Conv2d(
+            shape[0], options["width"], *_window(options), groups=options.get("groups", 1)
+        ),
+        ("groups",),
     ),
     "dense": Op(("width",), _dense, lambda shape, options: nn.Linear(shape[0], options["width"])),
     "relu": Op((), _same, lambda shape, options: nn.ReLU()),
@@ -139,10 +153,10 @@ def checked_options(op: str, options: Options) -> dict[str, Any]:
     """
     if op not in OPS:
         raise ValueError(f"computes {op!r}; known are {', '.join(OPS)}")
-    if set(options) != set(OPS[op].options):
+    if set(options) - set(OPS[op].optional) != set(OPS[op].options):
         raise ValueError(f"is a {op} with the options {sorted(options)}, not {sorted(OPS[op].options)}")
     for name, value in options.items():
-        if name == "width":
+        if name in ("width", "groups"):
             fits = type(value) is int
         elif name in WINDOW:
             fits = isinstance(value, list | tuple) and [type(part) for part in value] == [int, int]

@@ -90,16 +90,17 @@ def conv(
     groups: int = 1,
 ) -> Value:
     """Compute a convolution of a map; weight and bias are laid out as in `torch.nn.Conv2d`."""
-    if groups != 1:
-        raise Unread(f"a convolution with groups={groups}")
     if tuple(dilation) != (1, 1):
         raise Unread(f"a convolution with dilation={tuple(dilation)}")
     if value.last:
         raise Unread("a convolution of a map whose channels come last")
-    if weight.dim() != 4 or weight.shape[1:2] != value.shape[:1]:
-        raise Unread(f"a convolution with a weight of {tuple(weight.shape)} on values of {value.shape}")
+    if weight.dim() != 4 or (weight.shape[1] * groups,) != value.shape[:1]:
+        parted = f" in {groups} groups" if groups != 1 else ""
+        raise Unread(f"a convolution with a weight of {tuple(weight.shape)} on values of {value.shape}{parted}")
     kernel = (weight.shape[2], weight.shape[3])
     options = {"width": len(weight), "kernel": kernel, "stride": tuple(stride), "padding": tuple(padding)}
+    if groups != 1:
+        options["groups"] = groups
     return _weighted("conv", value, weight, bias, options)
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, load_agent, save_agent
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
+from tests.compression.networks import built
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 6, "fc1": 16}
 
@@ -42,6 +43,14 @@ def test_round_trip(tmp_path: Path, head: str):
     assert not network.training
     for name, tensor in saved.network.state_dict().items():
         assert torch.equal(network.state_dict()[name], tensor), name
+
+
+def test_a_depthwise_convolution_of_which_one_channel_is_left_stays_one(tmp_path: Path):
+    pruned = built("depthwise").resized({"conv1": 1, "conv3": 1, "fc1": 2})
+    save_agent(tmp_path / "agent.safetensors", Agent(pruned, agent().info))
+    network = load_agent(tmp_path / "agent.safetensors").network
+    assert network.layers == pruned.layers
+    assert network.widths == {"conv1": 1, "conv3": 1, "fc1": 2}
 
 
 def test_half_precision_halves_the_file(tmp_path: Path):
@@ -226,6 +235,7 @@ CHANGES: dict[str, Change] = {
     "width a truth": lambda header, _: header["layers"][0]["options"].update(width=True),
     "option missing": lambda header, _: drop(header["layers"][0]["options"], "stride"),
     "option too many": lambda header, _: header["layers"][1]["options"].update(slope=0.1),
+    "groups of no size": lambda header, _: header["layers"][2]["options"].update(groups=3),
     "kernel a number": lambda header, _: header["layers"][0]["options"].update(kernel=8),
     "slope infinite": lambda header, _: header["layers"][1].update(op="leaky_relu", options={"slope": 1e300}),
     "more actions": lambda header, _: header["decision"].update(size=9),

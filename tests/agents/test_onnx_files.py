@@ -20,6 +20,7 @@ from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.networks.spaces import ATARI, Decision
 from lrp_compress.support.errors import UserError
 from tests.agents.onnx_graphs import Node, as_torch_writes, convolutions, weights, write
+from tests.compression.networks import built
 
 WIDTHS = {"conv1": 4, "conv2": 6, "conv3": 5, "fc1": 12}
 PIXELS = torch.randint(0, 256, (3, 4, 84, 84), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -67,6 +68,15 @@ def test_our_own_file_says_how_it_plays(tmp_path: Path, head: str):
     save_float(tmp_path / "agent.onnx", agent)
     read, layout, _ = read_foreign(tmp_path / "agent.onnx", [6])
     assert (read.head_kind, layout.fires, layout.frame_skip) == (head, True, 3)
+    with torch.inference_mode():
+        torch.testing.assert_close(read(PIXELS), agent.network(PIXELS), rtol=1e-4, atol=1e-5)
+
+
+def test_convolutions_in_groups(tmp_path: Path):
+    agent = Agent(built("depthwise"), AgentInfo("pong", "minimal", True, {}, {}))
+    save_float(tmp_path / "agent.onnx", agent)
+    read, *_ = read_foreign(tmp_path / "agent.onnx", [6])
+    assert read.layers == agent.network.layers
     with torch.inference_mode():
         torch.testing.assert_close(read(PIXELS), agent.network(PIXELS), rtol=1e-4, atol=1e-5)
 
@@ -159,7 +169,7 @@ def test_a_node_that_is_no_layer_is_named(tmp_path: Path):
         ({"pads": [1, 1, 2, 2]}, "Conv with pads=[1, 1, 2, 2], which are not the same on both sides"),
         ({"dilations": [2, 2]}, "a convolution with dilation=(2, 2)"),
         ({"auto_pad": "SAME_UPPER", "strides": [1, 1]}, "Conv with pads=[1, 1, 2, 2]"),
-        ({"group": 2}, "a convolution with groups=2"),
+        ({"group": 2}, "on values of (4, 20, 20) in 2 groups"),
     ],
 )
 def test_other_convolutions_are_refused(tmp_path: Path, changes: dict[str, Any], named: str):

@@ -250,7 +250,9 @@ def test_layers_are_called_by_what_they_compute(folder: Path):
     assert network.layer("fc1").inputs == ("flatten",)
 
 
-@pytest.mark.parametrize(("function", "head"), [("softmax", "policy"), ("Critic", "q"), ("Mine", "q")])
+@pytest.mark.parametrize(
+    ("function", "head"), [("softmax", "policy"), ("Critic", "q"), ("Mine", "q"), ("grouped", "q")]
+)
 def test_other_outputs(folder: Path, function: str, head: str):
     module = weights(folder, function)
     agent = load(function, head)
@@ -273,7 +275,6 @@ def test_pictures_with_their_channels_last(folder: Path):
 @pytest.mark.parametrize(
     ("function", "line"),
     [
-        ("grouped", "a convolution with groups=2"),
         ("dilated", r"a convolution with dilation=\(2, 2\)"),
         ("gelu", "gelu"),
         ("softmax_inside", "softmax"),

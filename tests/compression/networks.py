@@ -100,6 +100,27 @@ def other() -> Network:
     return Network(layers, Observations((3, 40, 36), "uint8", 255.0), Decision("q", ACTIONS))
 
 
+def depthwise() -> Network:
+    """Depthwise convolutions, with one filter and with two for a channel, pointwise ones, and one in two groups."""
+    layers = Layers()
+    layers.then("conv1", width=8, **window(8, 4))
+    layers.then("conv1_relu", "relu")
+    layers.then("conv2", width=8, **window(3, 1, 1), groups=8)
+    layers.then("conv2_relu", "relu")
+    layers.then("conv3", width=6, **window(1))
+    layers.then("conv3_relu", "relu")
+    layers.then("conv4", width=12, **window(3, 2), groups=6)
+    layers.then("conv4_relu", "relu")
+    layers.then("conv5", width=8, **window(1))
+    layers.then("conv5_relu", "relu")
+    layers.then("conv6", width=6, **window(3, 2), groups=2)
+    layers.then("flatten", "flatten")
+    layers.then("fc1", width=16)
+    layers.then("fc1_relu", "relu")
+    layers.then(HEAD, width=ACTIONS)
+    return Network(layers, ATARI, Decision("q", ACTIONS))
+
+
 NETWORKS = {
     "q": nature,
     "policy, two dense layers": lambda: nature("policy"),
@@ -107,6 +128,7 @@ NETWORKS = {
     "residual": residual,
     "mlp": mlp,
     "other": other,
+    "depthwise": depthwise,
 }
 
 

@@ -156,7 +156,7 @@ def test_what_all_logits_share_has_no_relevance(frames, seed):
 
 
 @pytest.mark.parametrize("composite", ["epsilon", "zplus", "gamma"])
-@pytest.mark.parametrize("kind", ["impala", "mlp"])
+@pytest.mark.parametrize("kind", ["impala", "mlp", "depthwise"])
 def test_relevance_is_conserved_through_sums_and_pooling(kind, composite):
     """By a plain sum's gradient it would grow from block to block: 64-fold by z+ in this network."""
     network = built(kind, bias=0)

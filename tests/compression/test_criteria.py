@@ -68,7 +68,7 @@ def test_scores_are_shares_of_each_layer(frames, name, head):
     assert result.states == (80 if name in WITH_STATES else 0)
 
 
-@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other", "depthwise"])
 @pytest.mark.parametrize("name", CRITERIA.names())
 def test_scores_of_other_networks(name, kind):
     network = built(kind, bias=0.1)

@@ -75,14 +75,19 @@ def test_two_dense_layers_and_dead_channels(play: torch.Tensor):
     assert all(value.equal(before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other", "depthwise"])
 def test_other_networks_compute_the_same(kind: str):
     network = built(kind).eval()
     states = network.observations.random(16, seed=0)
     equal = equalize(network, states)
     torch.testing.assert_close(equal(states), network(states), rtol=1e-3, atol=1e-5)
     changed = {name for name in network.weighted if not torch.equal(weights(equal, name)[0], weights(network, name)[0])}
-    curved = {"impala": set(), "mlp": set(network.weighted), "other": {"conv2", "conv3"}}[kind]
+    curved = {
+        "impala": set(),
+        "mlp": set(network.weighted),
+        "other": {"conv2", "conv3"},
+        "depthwise": {"conv2", "conv4", "conv6"},
+    }[kind]
     assert set(network.weighted) - changed <= curved
 
 

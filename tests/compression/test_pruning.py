@@ -58,9 +58,11 @@ def masked(network: Network, kept: Mapping[str, list[int]]) -> Network:
     result = copy.deepcopy(network)
     for name in network.weighted[1:]:
         value = network.value(network.layer(name).inputs[0])
+        if value.channels is None:
+            continue
         mask = torch.zeros(network.widths[value.channels], value.positions)
         mask[kept[value.channels]] = 1
-        mask = mask.flatten() if network.layer(name).op == "dense" else mask[..., None]
+        mask = mask.flatten() if network.layer(name).op == "dense" else mask.flatten()[:, None, None]
         result.get_submodule(name).register_forward_pre_hook(lambda module, inputs, mask=mask: (inputs[0] * mask,))
     return result
 
@@ -300,6 +302,11 @@ def test_settings_that_do_not_fit_are_named_in_one_line(changes: dict[str, objec
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=message):
         planned(scored(network.widths), network, configured(**changes), 0.5)
+
+
+def test_a_network_without_such_layers_is_said_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"prune\.layers=conv: no layer of this network can lose channels.*layers=all"):
+        prunable_layers(configured(layers="conv"), built("mlp").widths)
 
 
 def test_what_a_sum_ties_goes_together_and_torch_pruning_finds_the_same() -> None:

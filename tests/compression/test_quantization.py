@@ -112,7 +112,7 @@ def test_full_precision_gives_the_weights_back(kind: str) -> None:
     assert back.layers == network.layers
 
 
-@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other", "depthwise"])
 def test_aware_networks_of_other_kinds_are_near_their_own(kind: str) -> None:
     network = built(kind).eval()
     aware = quantization_aware(network).train()

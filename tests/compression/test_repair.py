@@ -22,12 +22,11 @@ from lrp_compress.compression.repair import (
     _Decisions,
     _examples,
     _fit_head,
-    _solve,
-    _solve_few,
-    _sums,
+    _weight,
     lessons,
     repair,
 )
+from lrp_compress.compression.ridge import solve, solve_few, sums
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import CriterionConfig, PruneConfig, RolloutsConfig
 from lrp_compress.environments.acting import action_rule
@@ -37,7 +36,7 @@ from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.networks.stepwise import Stepwise
-from tests.compression.networks import built, weights
+from tests.compression.networks import built
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +106,7 @@ def test_removed_copies_are_made_up_for_exactly(head: str, states: Tensor) -> No
     assert all(value.equal(before[name]) for name, value in pruned.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["impala", "mlp", "other"])
+@pytest.mark.parametrize("kind", ["impala", "mlp", "other", "depthwise"])
 def test_other_networks_come_nearer_to_their_teacher(kind: str) -> None:
     teacher = built(kind)
     states = teacher.observations.random(700, seed=0)
@@ -122,17 +121,16 @@ def test_other_networks_come_nearer_to_their_teacher(kind: str) -> None:
     torch.testing.assert_close(batched_outputs(whole, states[600:]), wanted, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["impala", "other"])
+@pytest.mark.parametrize("kind", ["impala", "other", "depthwise"])
 def test_rows_of_a_padded_convolution_are_what_it_reads(kind: str) -> None:
     network = built(kind)
     states = network.observations.random(6, seed=0)
     taught = lessons(network, states, seed=0)
     steps = Stepwise(network, [states], most=10**9)
     for name in [name for name in network.weighted[1:] if name in taught[0].places]:
-        weight, bias = weights(network, name)
-        own = torch.cat([weight.flatten(1), bias[:, None]], 1)
+        own = _weight(network.get_submodule(name))
         ((rows, left),) = _examples(steps, name, None, own.detach(), taught)
-        assert rows.shape[1] == own.shape[1]
+        assert rows.shape[-1] == own.shape[-1]
         assert left.abs().max() < 1e-5
 
 
@@ -175,8 +173,8 @@ def test_a_head_that_is_no_nearer_in_other_games_is_not_taken(states: Tensor) ->
 def test_from_few_states_the_smaller_equations_say_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
     batches = [tuple(torch.randn(7, n, generator=generator, dtype=torch.float64) for n in (40, 3)) for _ in range(3)]
-    expected = _solve(*_sums(iter(batches)), 1e-2)
-    torch.testing.assert_close(_solve_few(iter(batches), 1e-2), expected)
+    expected = solve(*sums(iter(batches)), 1e-2)
+    torch.testing.assert_close(solve_few(iter(batches), 1e-2), expected)
 
 
 @pytest.mark.parametrize("game", GAMES)

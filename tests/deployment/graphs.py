@@ -94,12 +94,33 @@ def odd() -> Network:
     return Network(then.layers, Observations((3, 40, 30), "uint8", 255.0), Decision("q", 3))
 
 
+def grouped() -> Network:
+    """Convolutions in groups: of pictures, depthwise with padding, with two filters for a channel, and others."""
+    then = Chain()
+    then("conv", width=6, kernel=(5, 4), stride=(3, 2), padding=(2, 0), groups=3)
+    then("relu")
+    then("conv", width=6, kernel=(3, 3), stride=(1, 1), padding=(1, 1), groups=6)
+    then("relu")
+    then("conv", width=5, kernel=(1, 1), stride=(1, 1), padding=(0, 0))
+    then("relu")
+    then("conv", width=10, kernel=(3, 2), stride=(2, 2), padding=(1, 1), groups=5)
+    then("relu")
+    then("conv", width=4, kernel=(2, 2), stride=(1, 2), padding=(0, 0), groups=2)
+    then("leaky_relu", slope=0.1)
+    then("flatten")
+    then("dense", width=9)
+    then("relu")
+    then("dense", name="head", width=3)
+    return Network(then.layers, Observations((3, 40, 30), "uint8", 255.0), Decision("q", 3))
+
+
 GRAPHS: dict[str, Callable[[], Network]] = {
     "nature": nature,
     "impala": impala,
     "vectors": vectors,
     "curved": curved,
     "odd": odd,
+    "grouped": grouped,
 }
 
 

@@ -15,7 +15,7 @@ from lrp_compress.deployment.c.boards import BOARDS
 from lrp_compress.deployment.c.building import STACK_BYTES, build_firmware
 from lrp_compress.deployment.c.emulation import EmulatedBoard
 from lrp_compress.deployment.c.integer_layers import read_int8
-from lrp_compress.deployment.c.layers import IntegerLayer, Table
+from lrp_compress.deployment.c.layers import GroupedLayer, IntegerLayer, Table
 from lrp_compress.deployment.c.source import example_outputs, export_c
 from lrp_compress.deployment.files.onnx_models import has_operators, save_float, save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
@@ -64,7 +64,7 @@ def test_int8_is_near_in_both_formats(own: Agent, name: str, int8_file: Path, tm
         wanted = own.network(torch.from_numpy(observations))
     error = float((outputs - wanted).square().mean().sqrt() / wanted.std())
     assert 0 < error < NEAR
-    operators = name in ("nature", "curved")
+    operators = name in ("nature", "curved", "grouped")
     assert has_operators(own.network) == operators
     assert policy.metadata["format"] == ("int8 QOperator" if operators else "int8 QDQ")
     save_int8(tmp_path / "pairs.onnx", own, seen(own.network, 32, 1), True, operators=False)
@@ -78,7 +78,7 @@ def test_c_computes_what_onnxruntime_computes(own: Agent, int8_file: Path, tmp_p
 
 
 @needs_arm_tools
-@pytest.mark.parametrize("name", ["impala", "vectors"])
+@pytest.mark.parametrize("name", ["impala", "vectors", "grouped"])
 def test_a_board_decides_bit_for_bit_alike(name: str, tmp_path: Path) -> None:
     own = agent(name)
     save_int8(tmp_path / "agent.onnx", own, seen(own.network, 8, 1), per_channel=True)
@@ -112,6 +112,9 @@ def test_values_lie_where_none_is_alive(own: Agent, name: str, int8_file: Path, 
     if name == "vectors":
         assert sum(isinstance(step.layer, Table) for step in network.steps) == 2
         assert ram < 17 + 12 + 8
+    if name == "grouped":
+        grouped = [step.layer for step in network.steps if isinstance(step.layer, GroupedLayer)]
+        assert [layer.weights.shape for layer in grouped] == [(6, 5, 4, 1), (6, 3, 3, 1), (10, 3, 2, 1), (4, 2, 2, 5)]
     assert ram < sum(sizes) + 6
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 from lrp_compress.networks.fast import fast_outputs
 from lrp_compress.networks.graph import INPUT, Layer, Network, twin
 from lrp_compress.networks.spaces import ATARI, Decision, Observations
-from tests.compression.networks import NETWORKS, built, impala, mlp, other, window
+from tests.compression.networks import NETWORKS, built, depthwise, impala, mlp, other, window
 
 
 @torch.no_grad()
@@ -27,7 +27,9 @@ def by_hand(network: Network, observations: torch.Tensor) -> torch.Tensor:
         weights = [state.get(f"{layer.name}.{kind}") for kind in ("weight", "bias")]
         options: dict[str, Any] = layer.options
         values[layer.name] = {
-            "conv": lambda g=given, w=weights, o=options: functional.conv2d(g[0], *w, o["stride"], o["padding"]),
+            "conv": lambda g=given, w=weights, o=options: functional.conv2d(
+                g[0], *w, o["stride"], o["padding"], groups=o.get("groups", 1)
+            ),
             "dense": lambda g=given, w=weights: functional.linear(g[0], *w),
             "relu": lambda g=given: g[0].clamp_min(0),
             "leaky_relu": lambda g=given, o=options: torch.where(g[0] > 0, g[0], o["slope"] * g[0]),
@@ -64,6 +66,31 @@ def test_channels_of_a_residual_network() -> None:
     assert network.value("flatten").positions == 11 * 11
     assert network.value("head").channels is None
     assert network.value(INPUT).channels is None
+
+
+def test_channels_of_depthwise_convolutions() -> None:
+    network = depthwise()
+    assert network.widths == {"conv1": 8, "conv3": 6, "fc1": 16}
+    assert network.channels["conv1"].writers == ("conv1", "conv2")
+    assert network.channels["conv3"].writers == ("conv3", "conv4")
+    assert [network.value(name).positions for name in ("conv2", "conv3", "conv4")] == [1, 1, 2]
+    assert all(network.value(name).channels is None for name in ("conv5", "conv6", "flatten"))
+    smaller = network.resized({"conv1": 3, "conv3": 1, "fc1": 2})
+    assert smaller.widths == {"conv1": 3, "conv3": 1, "fc1": 2}
+    assert [smaller.layer(name).options.get("groups") for name in ("conv2", "conv4", "conv6")] == [3, 1, 2]
+    assert [smaller.shapes[name][0] for name in ("conv2", "conv4", "conv6")] == [3, 2, 6]
+
+
+def test_filters_of_other_channels_that_are_added_stay() -> None:
+    layers = list(depthwise().layers)
+    layers[8:8] = [
+        Layer("conv0", "conv", ("conv3_relu",), {"width": 12, **window(3, 2)}),
+        Layer("sum", "add", ("conv4_relu", "conv0")),
+    ]
+    layers[10] = replace(layers[10], inputs=("sum",))
+    network = Network(layers, ATARI, Decision("q", 6))
+    assert list(network.widths) == ["conv1", "fc1"]
+    assert network.value("sum").channels is None
 
 
 def test_dense_layers_are_those_that_stand_alone() -> None:
@@ -136,6 +163,10 @@ def test_lists_that_are_no_network_are_refused_by_the_layer(layers: list[Layer],
         ({**window(3), "stride": (0, 1)}, "stride 0"),
         (window(3, padding=3), "padding 3"),
         ({**window(3), "kernel": [3]}, "conv1 has the kernel [3]"),
+        ({**window(3), "groups": 2.0}, "conv1 has the groups 2.0"),
+        ({**window(3), "groups": 3}, "conv1 has 3 groups for 4 channels and a width of 4"),
+        ({**window(3), "groups": 0}, "conv1 has 0 groups"),
+        ({**window(3), "parts": 2}, "conv1 is a conv with the options"),
     ],
 )
 def test_windows_that_do_not_fit_are_refused(options: dict[str, Any], told: str) -> None:

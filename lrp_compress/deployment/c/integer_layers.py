@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lrp_compress.deployment.c.int8_files import Grid, Operation, open_int8
 from lrp_compress.deployment.c.layers import (
     Addition,
+    GroupedLayer,
     IntegerLayer,
     IntegerNetwork,
     Layer,
@@ -121,8 +122,8 @@ def _moving(attributes: dict[str, Any], kernel: tuple[int, ...], given: Value) -
     """Say how a window moves over a map, and how often it fits below and beside itself."""
     stride, pads = attributes.get("strides", [1, 1]), attributes.get("pads", [0, 0, 0, 0])
     odd = attributes.get("auto_pad", b"NOTSET") != b"NOTSET" or attributes.get("ceil_mode", 0)
-    if odd or attributes.get("group", 1) != 1 or set(attributes.get("dilations", [1])) != {1} or given.flat:
-        raise ValueError("a window is grouped, dilated or padded in a way that is not known, or on no map")
+    if odd or set(attributes.get("dilations", [1])) != {1} or given.flat:
+        raise ValueError("a window is dilated or padded in a way that is not known, or on no map")
     if min(stride) < 1 or not all(0 <= pad < side for pad, side in zip(pads, [*kernel] * 2, strict=True)):
         raise ValueError("a window's stride is below 1, or its padding no smaller than itself")
     height, width = (
@@ -134,12 +135,14 @@ def _moving(attributes: dict[str, Any], kernel: tuple[int, ...], given: Value) -
     return Window((kernel[0], kernel[1]), (stride[0], stride[1]), (pads[0], pads[1]), any(pads)), (height, width)
 
 
-def _convolution(operation: Operation, given: Value) -> tuple[IntegerLayer, Value]:
+def _convolution(operation: Operation, given: Value) -> tuple[IntegerLayer | GroupedLayer, Value]:
     assert operation.weights is not None
-    weights = operation.weights.values
+    weights, groups = operation.weights.values, operation.attributes.get("group", 1)
     window, size = _moving(operation.attributes, weights.shape[2:], given)
-    if weights.ndim != 4 or weights.shape[1] != given.channels or operation.grid is None:
+    if weights.ndim != 4 or weights.shape[1] * groups != given.channels or operation.grid is None:
         raise ValueError("a convolution has other inputs than it gets, or gives floats")
+    if groups > 1:
+        return _grouped(operation, window, groups), Value(operation.output, len(weights), *size)
     channels, height, width = given.channels, given.height, given.width
     if given.planar:
         rows = [(c * height + y) * width for c in range(channels) for y in range(window.kernel[0])]
@@ -152,6 +155,23 @@ def _convolution(operation: Operation, given: Value) -> tuple[IntegerLayer, Valu
     steps = (window.stride[0] * line, window.stride[1] * pixel)
     output = Value(operation.output, len(weights), *size)
     return _laid_out(operation, output, steps, rows, ordered, window if window.padded else None), output
+
+
+def _grouped(operation: Operation, window: Window, groups: int) -> GroupedLayer:
+    assert operation.weights is not None
+    assert operation.grid is not None
+    (given,), grid, weights = operation.grids, operation.grid, operation.weights
+    if len(weights.values) % groups:
+        raise ValueError("a convolution's groups have no one size")
+    ordered = np.ascontiguousarray(weights.values.transpose(0, 2, 3, 1))
+    return GroupedLayer(window, ordered, weights.bias, _scales(operation, given, grid), groups, grid.zero, given.zero)
+
+
+def _scales(operation: Operation, given: Grid, grid: Grid) -> NDArray[np.float32]:
+    """Compute what each channel's sums are multiplied by, as onnxruntime does."""
+    assert operation.weights is not None
+    scale = (given.scale * operation.weights.scale / grid.scale).reshape(-1)
+    return np.broadcast_to(scale, len(operation.weights.values))
 
 
 def _dense(operation: Operation, given: Value) -> tuple[IntegerLayer, Value]:
@@ -190,7 +210,7 @@ def _laid_out(
     blocks, words = -(-channels // BLOCK), -(-run // BLOCK)
     more = blocks * BLOCK - channels
     padded = np.pad(ordered, ((0, more), (0, 0), (0, words * BLOCK - run)))
-    scale = np.broadcast_to((given.scale * operation.weights.scale / grid.scale).reshape(-1), channels)
+    scale = _scales(operation, given, grid)
     bias = operation.weights.bias - given.zero * ordered.sum((1, 2), dtype=np.int32)
     return IntegerLayer(
         output.height,

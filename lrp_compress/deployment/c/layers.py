@@ -103,6 +103,32 @@ class IntegerLayer:
 
 
 @dataclass(frozen=True)
+class GroupedLayer:
+    """A convolution in groups, as ``grouped.h`` describes it.
+
+    Attributes
+    ----------
+    window : Window
+    weights : ndarray of int8, shape (channels, rows, columns, inputs of a group)
+    bias : ndarray of int32, shape (channels,)
+    scale : ndarray of float32, shape (channels,)
+        As in `IntegerLayer`.
+    groups : int
+        How many.
+    zero, input_zero : int
+        The output's and the input's zero point.
+    """
+
+    window: Window
+    weights: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    scale: NDArray[np.float32]
+    groups: int
+    zero: int
+    input_zero: int
+
+
+@dataclass(frozen=True)
 class Table:
     """What each byte becomes."""
 
@@ -133,7 +159,7 @@ class Rounding:
     grid: Grid
 
 
-Layer = IntegerLayer | Table | Addition | Pool | Rounding
+Layer = IntegerLayer | GroupedLayer | Table | Addition | Pool | Rounding
 
 
 @dataclass(frozen=True)

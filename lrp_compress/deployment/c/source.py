@@ -22,6 +22,7 @@ from lrp_compress.deployment.c.int8_files import Grid
 from lrp_compress.deployment.c.integer_layers import BLOCK, read_int8
 from lrp_compress.deployment.c.layers import (
     Addition,
+    GroupedLayer,
     IntegerLayer,
     IntegerNetwork,
     Pool,
@@ -65,7 +66,8 @@ class CSource:
     Attributes
     ----------
     folder : Path
-        Holds ``policy.c``, ``policy.h``, ``kernels.h``, ``maps.h``, the example ``main.c`` and its ``Makefile``.
+        Holds ``policy.c``, ``policy.h``, ``kernels.h``, ``grouped.h``, ``maps.h``, the example ``main.c`` and its
+        ``Makefile``.
     actions : int
         Number of outputs.
     static_ram_bytes : int
@@ -111,7 +113,7 @@ def export_c(path: Path, folder: Path) -> CSource:
     for name, text in (("policy.c", "\n".join(_code(network, memory)) + "\n"), ("policy.h", header)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text)
-    for name in ("kernels.h", "maps.h", "main.c", "Makefile"):
+    for name in ("kernels.h", "grouped.h", "maps.h", "main.c", "Makefile"):
         shutil.copyfile(TEMPLATES / name, folder / name)
     return source
 
@@ -190,13 +192,15 @@ def _bytes(step: Step, steps: list[Step]) -> int:
 def _constant_bytes(step: Step) -> int:
     if isinstance(step.layer, Table):
         return step.layer.values.nbytes
-    if isinstance(step.layer, IntegerLayer):
+    if isinstance(step.layer, IntegerLayer | GroupedLayer):
         return step.layer.weights.nbytes + step.layer.bias.nbytes + step.layer.scale.nbytes
     return 0
 
 
 def _code(network: IntegerNetwork, memory: _Memory) -> Iterator[str]:
-    yield '#include "kernels.h"\n#include "maps.h"\n#include "policy.h"\n'
+    grouped = any(isinstance(step.layer, GroupedLayer) for step in network.steps)
+    headers = ["kernels.h", *["grouped.h"] * grouped, "maps.h", "policy.h"]
+    yield "\n".join(f'#include "{name}"' for name in headers) + "\n"
     for number, step in enumerate(network.steps):
         yield from _constants(number, step)
     yield f"static _Alignas({ALIGNMENT}) uint8_t memory[{max(memory.size, 1)}];"
@@ -219,6 +223,8 @@ def _call(number: int, step: Step, given: list[str], output: str, memory: _Memor
         return f"add(&addition{number}, (const uint8_t *const[]){{{', '.join(given)}}}, {output})"
     if isinstance(layer, Pool):
         return f"{'mean' if layer.grid else 'max'}_pool(&pool{number}, {given[0]}, {output})"
+    if isinstance(layer, GroupedLayer):
+        return f"compute_grouped(&grouped{number}, {given[0]}, {output})"
     if output == "outputs[0]":
         return f"compute_head(&layer{number}, {given[0]}, {output})"
     if layer.window:
@@ -243,6 +249,8 @@ def _constants(number: int, step: Step) -> Iterator[str]:
         sides = [output.height, output.width, output.channels, given.height, given.width]
         scales, zeros = [_float(grid.scale) for grid in grids], [grid.zero for grid in grids]
         yield _struct("pool", number, *sides, *_window(layer.window), *scales, *zeros)
+    elif isinstance(layer, GroupedLayer):
+        yield from _grouped(number, step, layer)
     elif isinstance(layer, IntegerLayer):
         yield from _layer(number, layer)
         if layer.window:
@@ -260,6 +268,18 @@ def _layer(number: int, layer: IntegerLayer) -> Iterator[str]:
     numbers = (layer.height, layer.width, layer.channels, len(layer.row), layer.run, *layer.steps)
     names = [f"{name}{number}" for name in ("row", "weights", "bias", "scale")]
     yield _struct("layer", number, *numbers, *names, layer.zero)
+
+
+def _grouped(number: int, step: Step, layer: GroupedLayer) -> Iterator[str]:
+    given, output = step.inputs[0], step.output
+    yield _array("int8_t", f"weights{number}", layer.weights)
+    yield _array("int32_t", f"bias{number}", layer.bias)
+    yield _array("float", f"scale{number}", layer.scale)
+    sides = [output.height, output.width, output.channels, given.height, given.width]
+    plane, pixel = (given.height * given.width, 1) if given.planar else (1, given.channels)
+    numbers = [*sides, plane, pixel, given.channels // layer.groups, output.channels // layer.groups]
+    names = [f"{name}{number}" for name in ("weights", "bias", "scale")]
+    yield _struct("grouped", number, *numbers, *_window(layer.window), *names, layer.input_zero, layer.zero)
 
 
 def _window(window: Window) -> tuple[int, ...]:

@@ -188,7 +188,8 @@ def _operator(layer: Layer, network: Network, to_quantise: bool) -> tuple[str, d
     """
     options = layer.options
     if layer.op == "conv":
-        return "Conv", {"strides": options["stride"], **_padding(options)}
+        groups = {"group": options["groups"]} if "groups" in options else {}
+        return "Conv", {"strides": options["stride"], **_padding(options), **groups}
     if layer.op == "dense":
         return "Gemm", {"transB": 1}
     if layer.op == "max_pool":

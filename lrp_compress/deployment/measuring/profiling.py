@@ -99,7 +99,7 @@ def _layer(network: Network, name: str) -> LayerProfile:
     (read,), made = network.layer(name).inputs, network.shapes[name]
     return LayerProfile(
         name=name,
-        inputs=weight.shape[1],
+        inputs=_shapes(network)[read][0],
         outputs=weight.shape[0],
         params=weight.numel() + len(weight),
         macs=weight.numel() * prod(made[1:]),  # each weight once at each place
