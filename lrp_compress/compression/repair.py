@@ -79,7 +79,7 @@ class Repair:
     strengths: dict[str, float]
 
 
-def layers_tosolve(network: Network) -> list[str]:
+def layers_to_solve(network: Network) -> list[str]:
     """Name the layers after the first, which sees the observations and loses no input, in the order of computation."""
     return list(network.weighted[1:])
 
@@ -103,7 +103,7 @@ def lessons(teacher: Network, observations: Tensor, seed: int) -> list[Lesson]:
         Some kilobytes a state beside the observations themselves.
     """
     generator = torch.Generator().manual_seed(seed)
-    names = layers_tosolve(teacher)
+    names = layers_to_solve(teacher)
     said: dict[str, Tensor] = {}
 
     def listen(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -161,7 +161,7 @@ def repair(
     most = KEPT // max(1, sum(len(lesson.observations) for lesson in (*training, *held_out)))
     seen, unseen = (Stepwise(repaired, [one.observations for one in part], most) for part in (training, held_out))
     strengths: dict[str, float] = {}
-    for name in layers_tosolve(repaired):
+    for name in layers_to_solve(repaired):
         layer: Any = repaired.get_submodule(name)
         weight, value = _weight(layer), repaired.value(name)
         channels = None if value.channels is None else value.spread(kept[value.channels])
