@@ -20,6 +20,7 @@ from lrp_compress.tracking.tracker import Tracker
 
 STAGES = "stages"  # folder of the finished stages, within a run's
 RESULT = "result.json"  # final metrics, within a run's folder
+IDENTITY = "identity.json"  # kept twice, since without one no stage could be trusted
 LOCK = ".lock"  # held by the process that works in a run's folder
 FAILED = "/failed"  # ends the name of a metric that is 1 where something beside the result has failed
 
@@ -71,8 +72,9 @@ def _run_once(
     work: Callable[[Tracker], dict[str, float]],
     console: Console,
 ) -> dict[str, float]:
-    result, stamp = run_dir / RESULT, run_dir / "identity.json"
-    before = _known(stamp)
+    result, stamps = run_dir / RESULT, [run_dir / IDENTITY, run_dir / STAGES / IDENTITY]
+    known = [_known(stamp) for stamp in stamps]
+    before = next((one for one in known if one is not None), None)
     if before not in (None, identity) and not config.force:
         raise UserError(
             f"{run_dir} holds another run, made with other settings or another agent; choose another hydra.run.dir, or "
@@ -81,9 +83,10 @@ def _run_once(
     if config.force or before is None:
         result.unlink(missing_ok=True)
         (run_dir / JOURNAL).unlink(missing_ok=True)
-        if config.force:
-            shutil.rmtree(run_dir / STAGES, ignore_errors=True)
-        write_json(stamp, identity)
+        shutil.rmtree(run_dir / STAGES, ignore_errors=True)  # under another identity, or nobody knows which
+    for stamp, one in zip(stamps, known, strict=True):
+        if one != identity or not stamp.exists():
+            write_json(stamp, identity)
     finished = _known(result)
     journal = Journal(run_dir / JOURNAL)
     done = finished is not None and not failures(finished)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config
-from lrp_compress.stages.resume import RESULT, STAGES, run_once
+from lrp_compress.stages.resume import IDENTITY, RESULT, STAGES, run_once
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 from lrp_compress.tracking.tracker import Tracker
@@ -61,18 +61,33 @@ def test_a_finished_run_is_not_repeated_and_not_replaced(tmp_path: Path) -> None
     assert run(forced, tmp_path, agent="b") == ["b"]
 
 
-@pytest.mark.parametrize("name", [RESULT, "identity.json"])
+@pytest.mark.parametrize(("name", "again"), [(RESULT, ["a"]), (IDENTITY, []), (f"{STAGES}/{IDENTITY}", [])])
 @pytest.mark.parametrize("content", ["", "{", "\0\0\0"])
-def test_a_damaged_record_is_made_again_from_the_stages(
-    tmp_path: Path, name: str, content: str, caplog: pytest.LogCaptureFixture
+def test_a_damaged_record_is_made_again_from_what_is_left(
+    tmp_path: Path, name: str, again: list[str], content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = composed()
     run(config, tmp_path)
+    whole = (tmp_path / name).read_text()
     (tmp_path / name).write_text(content)
-    assert run(config, tmp_path) == ["a"]
-    assert f"{name} is damaged" in caplog.text
+    assert run(config, tmp_path) == again
+    assert caplog.text.count(f"{name} is damaged") == 1
     assert "made again" in caplog.text
+    assert (tmp_path / name).read_text() == whole
     assert run(config, tmp_path) == []
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="holds another run"):
+        run(config, tmp_path, agent="b")
+
+
+def test_stages_of_nobody_knows_which_run_are_not_used(tmp_path: Path) -> None:
+    config = composed()
+    run(config, tmp_path)
+    for folder in (tmp_path, tmp_path / STAGES):
+        (folder / IDENTITY).write_text("")
+    (tmp_path / STAGES / "left").touch()
+    assert run(config, tmp_path, agent="b") == ["b"]
+    assert not (tmp_path / STAGES / "left").exists()
 
 
 def test_a_folder_is_one_process_at_a_time_also_under_force(forks: Forks, tmp_path: Path) -> None:
