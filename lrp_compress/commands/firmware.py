@@ -24,7 +24,7 @@ from lrp_compress.deployment.c.source import export_c
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
 from lrp_compress.deployment.measuring.latency import DEADLINES_HZ
 from lrp_compress.environments.acting import ActionRule, Outputs, action_rule
-from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.environments.atari import AtariEnvs, Interface
 from lrp_compress.environments.games import Game, play_game, turns
 from lrp_compress.environments.returns import bootstrap_interval
 from lrp_compress.pictures.videos import side_by_side_video
@@ -228,10 +228,12 @@ def _open_game(config: FirmwareConfig, policy: OnnxPolicy, number: int) -> Atari
         1,
         config.protocol,
         _seed(config, number),
-        action_set=about.get("action_set", "minimal"),
-        fire_on_life_loss=about.get("fire_on_life_loss") == "true",
-        frame_skip=int(about.get("frame_skip", "4")),
-        max_frames=config.evaluate.max_frames,
+        Interface(
+            action_set=about.get("action_set", "minimal"),
+            fire_on_life_loss=about.get("fire_on_life_loss") == "true",
+            frame_skip=int(about.get("frame_skip", "4")),
+            max_frames=config.evaluate.max_frames,
+        ),
         threads=1,
     )
     if str(envs.actions) != about.get("actions"):

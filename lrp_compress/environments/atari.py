@@ -67,6 +67,29 @@ class Step:
     lives: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class Interface:
+    """How an agent meets a game.
+
+    Attributes
+    ----------
+    action_set : {"minimal", "full"}
+        The game's minimal action set or ALE's 18 actions.
+    fire_on_life_loss : bool
+        Press FIRE in place of the agent's action after a life is lost, and at the start of an episode, for agents
+        trained under a wrapper that did so.
+    frame_skip : int
+        Emulator frames of a step; the observation is the maximum of the last two.
+    max_frames : int
+        Emulator frames after which an episode is cut.
+    """
+
+    action_set: str = "minimal"
+    fire_on_life_loss: bool = False
+    frame_skip: int = 4
+    max_frames: int = MAX_FRAMES
+
+
 class AtariEnvs:
     """Several emulators of one game, stepped together by C++ threads.
 
@@ -84,15 +107,8 @@ class AtariEnvs:
         A name in `PROTOCOLS`.
     seed : int
         Environment ``i`` is seeded with ``seed + i``.
-    action_set : {"minimal", "full"}
-        The game's minimal action set or ALE's 18 actions.
-    fire_on_life_loss : bool
-        Press FIRE in place of the agent's action after a life is lost, and at the start of an episode, for agents
-        trained under a wrapper that did so.
-    frame_skip : int
-        Emulator frames of a step; the observation is the maximum of the last two.
-    max_frames : int
-        Emulator frames after which an episode is cut.
+    interface : Interface
+        Action set, frame skip and so on.
     threads : int
         Emulator threads; 0 leaves it to ALE (one per core).
 
@@ -113,11 +129,7 @@ class AtariEnvs:
         envs: int,
         protocol: str,
         seed: int,
-        *,
-        action_set: str = "minimal",
-        fire_on_life_loss: bool = False,
-        frame_skip: int = 4,
-        max_frames: int = MAX_FRAMES,
+        interface: Interface = Interface(),
         threads: int = 0,
     ) -> None:
         if protocol not in PROTOCOLS:
@@ -129,11 +141,11 @@ class AtariEnvs:
             game,
             envs,
             num_threads=threads,
-            frameskip=frame_skip,
-            max_num_frames_per_episode=max_frames,
+            frameskip=interface.frame_skip,
+            max_num_frames_per_episode=interface.max_frames,
             repeat_action_probability=rules.repeat_action_probability,
             noop_max=rules.noop_max,
-            full_action_space=action_set == "full",
+            full_action_space=interface.action_set == "full",
             reward_clipping=False,
             episodic_life=False,
             life_loss_info=False,
@@ -143,11 +155,11 @@ class AtariEnvs:
         names = [action.name for action in self._env.ale.get_action_set()]
         self.action_names = names
         self.actions = len(names)
-        if fire_on_life_loss and "FIRE" not in names:
+        if interface.fire_on_life_loss and "FIRE" not in names:
             raise UserError(
                 f"{game} has no FIRE action to press after a life loss; set teacher.fire_on_life_loss=false"
             )
-        self._fire = fire_on_life_loss
+        self._fire = interface.fire_on_life_loss
         self._fire_action = names.index("FIRE") if "FIRE" in names else 0
         self.seed = seed
         self._waiting = False
@@ -257,17 +269,8 @@ def envs_for(
         If the agent's number of actions is not the game's.
     """
     info = agent.info
-    made = AtariEnvs(
-        info.game,
-        envs,
-        protocol,
-        seed,
-        action_set=info.action_set,
-        fire_on_life_loss=info.fire_on_life_loss,
-        frame_skip=info.frame_skip,
-        max_frames=max_frames,
-        threads=threads,
-    )
+    interface = Interface(info.action_set, info.fire_on_life_loss, info.frame_skip, max_frames)
+    made = AtariEnvs(info.game, envs, protocol, seed, interface, threads)
     if made.actions != agent.network.actions:
         made.close()
         raise UserError(

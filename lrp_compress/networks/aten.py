@@ -100,17 +100,17 @@ def _conv(call: Call) -> Value:
     value, weight, bias = call.value("input"), call.weight("weight"), call.constant("bias")
     if weight.dim() != 4:
         raise call.unread()
-    stride, dilation = call.pair("stride", 1), call.pair("dilation", 1)
+    stride = call.pair("stride", 1)
+    values.undilated(call.pair("dilation", 1))
     if call.get("padding", 0) == "same":
-        spread = [step * (size - 1) for step, size in zip(dilation, weight.shape[2:], strict=True)]
-        if any(total % 2 for total in spread):
+        if not all(size % 2 for size in weight.shape[2:]):
             raise Unread(
                 f"a convolution with padding='same' and a kernel of {tuple(weight.shape[2:])}, which is uneven"
             )
-        padding = (spread[0] // 2, spread[1] // 2)
+        padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     else:
         padding = (0, 0) if call.get("padding", 0) == "valid" else call.pair("padding", 0)
-    return values.conv(value, weight, bias, stride, padding, dilation, call.get("groups", 1))
+    return values.conv(value, weight, bias, stride, padding, call.get("groups", 1))
 
 
 def _linear(call: Call) -> Value:

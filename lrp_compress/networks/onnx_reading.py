@@ -197,9 +197,9 @@ def _conv(call: Call) -> Value:
     weight, stride = call.weight(1), call.pair("strides", 1)
     if weight.dim() != 4:
         raise call.unread()
-    dilation, groups = call.pair("dilations", 1), call.options.get("group", 1)
+    values.undilated(call.pair("dilations", 1))
     padding = call.padding((weight.shape[2], weight.shape[3]), stride)
-    return values.conv(call.value, weight, call.tensor(2), stride, padding, dilation, groups)
+    return values.conv(call.value, weight, call.tensor(2), stride, padding, call.options.get("group", 1))
 
 
 def _dense(call: Call) -> Value:

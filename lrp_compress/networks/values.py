@@ -80,18 +80,21 @@ def given(observations: Observations, last: bool = False) -> Value:
     return Value(GIVEN, (), observations.shape, last=last, scale=observations.unit)
 
 
+def undilated(dilation: Pair) -> None:
+    """Refuse a convolution with dilation."""
+    if dilation != (1, 1):
+        raise Unread(f"a convolution with dilation={dilation}")
+
+
 def conv(
     value: Value,
     weight: Tensor,
     bias: Tensor | None,
     stride: Pair = (1, 1),
     padding: Pair = (0, 0),
-    dilation: Pair = (1, 1),
     groups: int = 1,
 ) -> Value:
     """Compute a convolution of a map; weight and bias are laid out as in `torch.nn.Conv2d`."""
-    if tuple(dilation) != (1, 1):
-        raise Unread(f"a convolution with dilation={tuple(dilation)}")
     if value.last:
         raise Unread("a convolution of a map whose channels come last")
     if weight.dim() != 4 or (weight.shape[1] * groups,) != value.shape[:1]:

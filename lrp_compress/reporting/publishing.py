@@ -42,8 +42,7 @@ def report_sweep(folder: Path, elsewhere: Elsewhere, console: Console) -> None:
     with open_run(
         dataclasses.replace(runs, experiment=f"{runs.experiment}{REPORTS}"),
         name=folder.name,
-        config_hash=f"report-{value_digest(folder.name)[:8]}",
-        tags={"sweep": folder.name},
+        tags={"config_hash": f"report-{value_digest(folder.name)[:8]}", "sweep": folder.name},
         params={},
         again=True,
         journal=Journal(folder / JOURNAL),

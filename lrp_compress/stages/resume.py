@@ -96,8 +96,12 @@ def _run_once(
         with open_run(
             config.tracking,
             name=config.run_name,
-            config_hash=identity["config_hash"],
-            tags={"game": config.game.name, "run_dir": str(run_dir.resolve()), **tags},
+            tags={
+                "config_hash": identity["config_hash"],
+                "game": config.game.name,
+                "run_dir": str(run_dir.resolve()),
+                **tags,
+            },
             params=flatten(config),
             again=bool(journal.records) or finished is not None,
             journal=journal,

@@ -75,7 +75,6 @@ def open_run(
     config: TrackingConfig,
     *,
     name: str,
-    config_hash: str,
     tags: Mapping[str, str],
     params: Mapping[str, object],
     again: bool = False,
@@ -94,10 +93,8 @@ def open_run(
         The store and the experiment; a null ``uri`` records nothing.
     name : str
         The run's name, for a new run.
-    config_hash : str
-        The run's identity, kept as the tag ``config_hash``.
     tags : mapping
-        Further tags; the state of the code's git repository is added to them.
+        Its tags, with the run's identity as ``config_hash``; the state of the code's git repository is added to them.
     params : mapping
         The flattened configuration.
     again : bool
@@ -120,7 +117,7 @@ def open_run(
         return
     uri = resolve_uri(config.uri)
     git = git_state()
-    identity = {**git, **_shown(git), **tags, "config_hash": config_hash, **owner()}
+    identity = {**git, **_shown(git), **tags, **owner()}
     with sigterm_exits():
         with locked(uri), refusals_in_one_line(uri):
             client = connect(uri, config.timeout_s)

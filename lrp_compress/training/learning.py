@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.layouts import network_from_state
 from lrp_compress.config.schema import TrainConfig
-from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.environments.atari import AtariEnvs, Interface
 from lrp_compress.support.processes import keep_freed_memory
 from lrp_compress.support.progress import Pace
 from lrp_compress.support.seeding import stage_seed
@@ -38,7 +38,7 @@ GAMES = 100  # finished games that a point of the return's curve is the mean of
 def make_envs(config: TrainConfig, seed: int) -> AtariVecEnv:
     """Make the environments to learn in: no-op starts, no sticky actions, the minimal action set."""
     fire = config.train.fire_on_life_loss
-    return AtariVecEnv(AtariEnvs(config.game.name, config.train.envs, "noop", seed, fire_on_life_loss=fire))
+    return AtariVecEnv(AtariEnvs(config.game.name, config.train.envs, "noop", seed, Interface(fire_on_life_loss=fire)))
 
 
 def learn(

@@ -15,7 +15,7 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
-from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Protocol, Step, envs_for
+from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Interface, Protocol, Step, envs_for
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.processes import process_start
@@ -144,7 +144,7 @@ def test_noop_starts_vary_and_sticky_starts_do_not():
     different = {}
     for protocol in ("noop", "sticky"):
         starts = []
-        with AtariEnvs("freeway", 3, protocol, seed=0, max_frames=8) as envs:
+        with AtariEnvs("freeway", 3, protocol, 0, Interface(max_frames=8)) as envs:
             step = envs.reset()
             for _ in range(24):
                 starts += [observation.tobytes() for observation in step.observations[step.first]]
@@ -156,7 +156,9 @@ def test_noop_starts_vary_and_sticky_starts_do_not():
 
 
 def test_a_lost_life_does_not_end_an_episode():
-    steps = played(AtariEnvs("breakout", 2, "noop", seed=0, fire_on_life_loss=True), np.zeros((300, 2), dtype=np.int64))
+    steps = played(
+        AtariEnvs("breakout", 2, "noop", 0, Interface(fire_on_life_loss=True)), np.zeros((300, 2), dtype=np.int64)
+    )
     lives = np.array([step.lives for step in steps])
     ended = np.array([step.ended for step in steps])
     assert set(lives.flat) == {0, 1, 2, 3, 4, 5}
@@ -174,7 +176,7 @@ def test_without_the_option_nobody_serves_the_ball():
 @pytest.mark.parametrize(("game", "steps", "over"), [("breakout", 400, 1), ("space_invaders", 600, 0)])
 def test_fire_is_pressed_after_each_lost_life_and_never_else(game: str, steps: int, over: int):
     chosen = np.random.default_rng(0).choice([0, 2, 3], size=(steps, 1))
-    pressed = played(AtariEnvs(game, 1, "plain", seed=0, fire_on_life_loss=True), chosen)
+    pressed = played(AtariEnvs(game, 1, "plain", 0, Interface(fire_on_life_loss=True)), chosen)
     losses = ends = 0
     with AtariEnvs(game, 1, "plain", seed=0) as envs:
         before = now = envs.reset()
@@ -190,24 +192,24 @@ def test_fire_is_pressed_after_each_lost_life_and_never_else(game: str, steps: i
     assert ends >= over
     if game == "space_invaders":  # where one shot too many would be seen
         chosen[200] = 1
-        assert not same(pressed, played(AtariEnvs(game, 1, "plain", seed=0, fire_on_life_loss=True), chosen))
+        assert not same(pressed, played(AtariEnvs(game, 1, "plain", 0, Interface(fire_on_life_loss=True)), chosen))
 
 
 def test_fire_in_a_game_that_has_none():
     with pytest.raises(UserError, match=r"freeway has no FIRE action.*teacher\.fire_on_life_loss=false"):
-        AtariEnvs("freeway", 1, "noop", seed=0, fire_on_life_loss=True)
-    AtariEnvs("freeway", 1, "noop", seed=0, fire_on_life_loss=True, action_set="full").close()
+        AtariEnvs("freeway", 1, "noop", 0, Interface(fire_on_life_loss=True))
+    AtariEnvs("freeway", 1, "noop", 0, Interface(fire_on_life_loss=True, action_set="full")).close()
 
 
 def test_the_full_action_set():
     with AtariEnvs("breakout", 1, "noop", seed=0) as envs:
         assert (envs.actions, list(envs.action_names)) == (4, BREAKOUT_ACTIONS)
-    with AtariEnvs("breakout", 1, "noop", seed=0, action_set="full") as envs:
+    with AtariEnvs("breakout", 1, "noop", 0, Interface(action_set="full")) as envs:
         assert envs.actions == 18
 
 
 def test_the_frame_cap_cuts_an_episode():
-    steps = played(AtariEnvs("breakout", 2, "plain", seed=0, max_frames=80), np.zeros((45, 2), dtype=np.int64))
+    steps = played(AtariEnvs("breakout", 2, "plain", 0, Interface(max_frames=80)), np.zeros((45, 2), dtype=np.int64))
     for t, step in enumerate(steps):
         assert (step.capped == (t in (20, 41))).all()
         assert (step.ended == step.capped).all()
@@ -215,7 +217,9 @@ def test_the_frame_cap_cuts_an_episode():
 
 
 def test_game_over_is_not_a_cap():
-    steps = played(AtariEnvs("breakout", 1, "noop", seed=0, fire_on_life_loss=True), np.zeros((300, 1), dtype=np.int64))
+    steps = played(
+        AtariEnvs("breakout", 1, "noop", 0, Interface(fire_on_life_loss=True)), np.zeros((300, 1), dtype=np.int64)
+    )
     assert any(step.ended.any() for step in steps)
     assert not any(step.capped.any() for step in steps)
 
@@ -245,7 +249,7 @@ def test_restart_touches_the_given_rows_only(protocol: str):
 
 def test_restart_leaves_ended_rows_their_turn():
     """An ended row begins anew in the next step unless it was restarted itself."""
-    with AtariEnvs("space_invaders", 2, "plain", seed=0, max_frames=40) as envs:
+    with AtariEnvs("space_invaders", 2, "plain", 0, Interface(max_frames=40)) as envs:
         envs.reset()
         for _ in range(10):
             step = envs.step(np.zeros(2, dtype=np.int64))
@@ -259,7 +263,7 @@ def test_restart_leaves_ended_rows_their_turn():
 
 
 def test_restart_serves_the_ball_again():
-    with AtariEnvs("breakout", 2, "plain", seed=0, fire_on_life_loss=True) as envs:
+    with AtariEnvs("breakout", 2, "plain", 0, Interface(fire_on_life_loss=True)) as envs:
         envs.reset()
         still = np.zeros(2, dtype=np.int64)
         fresh = [envs.step(still) for _ in range(40)]
@@ -302,7 +306,7 @@ def test_unknown_names():
 @pytest.mark.parametrize("frame_skip", [1, 4, 7])
 def test_a_step_has_as_many_frames_as_asked(frame_skip: int):
     most = 10 * frame_skip
-    with AtariEnvs("pong", 1, "plain", seed=0, frame_skip=frame_skip, max_frames=most) as envs:
+    with AtariEnvs("pong", 1, "plain", 0, Interface(frame_skip=frame_skip, max_frames=most)) as envs:
         envs.reset()
         steps = next(number for number in range(1, 100) if envs.step(np.array([0])).capped.all())
     assert steps == 10

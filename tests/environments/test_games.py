@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lrp_compress.environments.acting import ActionRule
-from lrp_compress.environments.atari import AtariEnvs
+from lrp_compress.environments.atari import AtariEnvs, Interface
 from lrp_compress.environments.games import Game, play_game, turns
 
 pytestmark = pytest.mark.slow
@@ -24,7 +24,7 @@ def brightness(observations: NDArray[np.uint8]) -> Tensor:
 
 
 def play(seed: int) -> Game:
-    with AtariEnvs("breakout", 1, "noop", seed, threads=1, max_frames=800) as envs:
+    with AtariEnvs("breakout", 1, "noop", seed, Interface(max_frames=800), threads=1) as envs:
         return play_game(envs, brightness, SAMPLE, seed, stall_limit=1000)
 
 
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_game():
 
 
 def test_the_return_is_the_sum_of_the_rewards():
-    with AtariEnvs("breakout", 1, "noop", 1, threads=1, max_frames=800) as envs:
+    with AtariEnvs("breakout", 1, "noop", 1, Interface(max_frames=800), threads=1) as envs:
         played = list(turns(envs, brightness, SAMPLE, 1, stall_limit=1000))
     assert sum(turn.after.rewards[0] for turn in played) == play(1).score
     assert played[-1].after.ended[0]

@@ -303,8 +303,8 @@ def test_runs_are_found_by_a_filter_of_mlflow(sweep: Path, new_store: Callable[[
     elsewhere = Elsewhere(tracking, tmp_path / "downloads")
     runs = sorted(sweep.iterdir())
     for number, folder in enumerate(runs):
-        tags = {"run_dir": str(folder), "criterion": folder.name.split("-")[1]}
-        own = {"name": folder.name, "config_hash": str(number), "tags": tags, "journal": Journal(folder / JOURNAL)}
+        tags = {"config_hash": str(number), "run_dir": str(folder), "criterion": folder.name.split("-")[1]}
+        own = {"name": folder.name, "tags": tags, "journal": Journal(folder / JOURNAL)}
         with open_run(tracking, params={}, **own) as tracker:
             tracker.metrics(json.loads((folder / "result.json").read_text()))
             for part in (".hydra", "stages", "figures"):

@@ -56,7 +56,7 @@ def test_a_student_that_is_not_here_is_fetched_or_left_out(
     student = tmp_path / "student.safetensors"
     student.write_bytes((teachers_dir() / "breakout.safetensors").read_bytes())
     with open_run(
-        fetched.config.tracking, name="run", config_hash=config_hash(fetched.config), tags={}, params={}
+        fetched.config.tracking, name="run", tags={"config_hash": config_hash(fetched.config)}, params={}
     ) as run:
         run.artifact(student)
     teacher, digest = find_teacher(fetched.config)

@@ -53,7 +53,7 @@ uri, config_hash, action = sys.argv[1:]
 while action == "end" and not Path("begin").exists():
     time.sleep(0.001)
 config = TrackingConfig(uri=uri, experiment="test", timeout_s=5)
-with tracking.open_run(config, name="child", config_hash=config_hash, tags={}, params={"a": 1}) as tracker:
+with tracking.open_run(config, name="child", tags={"config_hash": config_hash}, params={"a": 1}) as tracker:
     tracker.metrics({"loss": 0.5}, step=7)
     if action == "flush":
         tracker.flush()
@@ -78,10 +78,9 @@ def get(config: TrackingConfig, run_id: str | None) -> Any:
     return client_of(config).get_run(run_id)
 
 
-def open_run(config: TrackingConfig, config_hash: str = "abc", **more: Any) -> Any:
-    return tracking.open_run(
-        config, name="pong-lrp-r0.50-s0", config_hash=config_hash, **({"tags": {}, "params": {}} | more)
-    )
+def open_run(config: TrackingConfig, config_hash: str = "abc", tags: dict[str, str] | None = None, **more: Any) -> Any:
+    tags = {"config_hash": config_hash, **(tags or {})}
+    return tracking.open_run(config, name="pong-lrp-r0.50-s0", tags=tags, **({"params": {}} | more))
 
 
 @pytest.fixture
@@ -237,7 +236,7 @@ def test_null_store_keeps_nothing_and_costs_nothing(tmp_path: Path) -> None:
         "from lrp_compress.tracking import runs as tracking\n"
         "from lrp_compress.config.schema import TrackingConfig\n"
         "config = TrackingConfig(uri=None, experiment='test', timeout_s=5)\n"
-        "with tracking.open_run(config, name='n', config_hash='abc', tags={}, params={'a': 1}) as tracker:\n"
+        "with tracking.open_run(config, name='n', tags={'config_hash': 'abc'}, params={'a': 1}) as tracker:\n"
         "    tracker.metrics({'loss': 1.0})\n"
         "    tracker.params({'b': 1})\n"
         "    tracker.tags({'c': 'd'})\n"

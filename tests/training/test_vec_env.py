@@ -9,7 +9,7 @@ import pytest
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from lrp_compress.environments.atari import AtariEnvs, Step
+from lrp_compress.environments.atari import AtariEnvs, Interface, Step
 from lrp_compress.training.vec_env import AtariVecEnv
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_new_game_begins_where_one_is_over():
 
 
 def test_a_game_cut_at_the_frame_cap_is_truncated():
-    with contextlib.closing(AtariVecEnv(AtariEnvs("pong", 1, "noop", 0, max_frames=200))) as env:
+    with contextlib.closing(AtariVecEnv(AtariEnvs("pong", 1, "noop", 0, Interface(max_frames=200)))) as env:
         env.reset()
         steps = [env.step(np.zeros(1, dtype=int)) for _ in range(60)]
     cut = [infos[0] for *_, dones, infos in steps if dones[0]]
