@@ -47,10 +47,10 @@ WIDTHS = {
 }
 
 
-def played(game: str, states: int) -> Rollouts:
+def played(game: str, states: int, every: int = 2) -> Rollouts:
     agent = load_agent(teachers_dir() / f"{game}.safetensors")
     rule = action_rule("auto", agent.network.head_kind, 0.001)
-    return collect_rollouts(agent, RolloutsConfig(states=states, envs=8, block=4, every=2), Acting(rule, "noop", 0))
+    return collect_rollouts(agent, RolloutsConfig(states=states, envs=8, block=4, every=every), Acting(rule, "noop", 0))
 
 
 @torch.no_grad()
@@ -179,7 +179,8 @@ def test_from_few_states_the_smaller_equations_say_the_same() -> None:
 
 @pytest.mark.parametrize("game", GAMES)
 def test_every_shipped_agent_comes_nearer_to_its_teacher(game: str) -> None:
-    teacher, play = load_agent(teachers_dir() / f"{game}.safetensors").network, played(game, 768)
+    states, every = (1536, 4) if game == "breakout" else (768, 2)  # at 0.8 it takes more to repair Breakout's
+    teacher, play = load_agent(teachers_dir() / f"{game}.safetensors").network, played(game, states, every)
     seen, unseen = (play.part(chosen) for chosen in (~play.held_out(1 / 3), play.held_out(1 / 3)))
     training = lessons(teacher, seen.observations, 0)
     held_out = lessons(teacher, unseen.observations[::2].contiguous(), 0)
