@@ -32,6 +32,7 @@ from lrp_compress.stages.summary import file_table, result_page, result_table
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import check_writable, file_digest, value_digest, write_text
 from lrp_compress.support.plugins import load_plugins, plugin_digests
+from lrp_compress.support.processes import give_back_memory
 from lrp_compress.support.progress import announced
 from lrp_compress.tracking.runs import check_store, training_view
 from lrp_compress.tracking.tracker import DESCRIPTION, Tracker
@@ -154,7 +155,10 @@ def carry_out(config: Config, run_dir: Path, sweep: str | None, console: Console
     teacher, digest = find_teacher(config)
     tags = {"criterion": config.criterion.name} | ({"sweep": sweep} if sweep else {})
     identity = {"teacher": digest, **plugin_digests(config.plugins)}
-    return run_once(config, run_dir, identity, tags, work, console)
+    try:
+        return run_once(config, run_dir, identity, tags, work, console)
+    finally:
+        give_back_memory()
 
 
 def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:

@@ -99,6 +99,27 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert usual > 10 * kept
 
 
+def test_memory_that_is_kept_for_nothing_is_given_back() -> None:
+    steps = """
+from pathlib import Path
+from lrp_compress.support.processes import give_back_memory, keep_freed_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+keep_freed_memory()
+blocks = [bytearray(100_000) for _ in range(2000)]
+last = blocks[-1]
+full = resident()
+del blocks
+kept = resident()
+give_back_memory()
+print(full - kept, kept - resident())
+"""
+    done = subprocess.run([sys.executable, "-c", steps], capture_output=True, text=True, check=True)
+    freed, given_back = map(int, done.stdout.split())
+    assert freed < 20_000_000
+    assert given_back > 180_000_000
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_what_a_terminal_cannot_show_ends_no_job(encoding: str) -> None:
     code = (
