@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import lrp_compress as lc
 from lrp_compress.agents.checkpoints import Agent, all_channels
 from lrp_compress.agents.own_networks import module_network
+from lrp_compress.environments.atari import game_spaces
 
 
 class Residual(nn.Module):
@@ -58,7 +59,7 @@ def main(path: str, *overrides: str) -> None:
     torch.manual_seed(config.seed)
     teacher = lc.load_agent("auto", "pong")
     actions = teacher.network.actions
-    network = module_network(Impala(actions), "policy", [actions], "the ResNet")
+    network = module_network(Impala(actions), "policy", game_spaces("pong"), "the ResNet")
     # its units are given the values of the teacher's first ones as hints
     hinted = dataclasses.replace(teacher.info, kept={"fc1": list(range(network.widths["fc1"]))})
     student = lc.distill(Agent(network, hinted), teacher, lc.rollouts(teacher, config), config)

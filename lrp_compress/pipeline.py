@@ -21,7 +21,7 @@ from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
 from lrp_compress.config.schema import Config
 from lrp_compress.deployment.files.exports import check_exports
-from lrp_compress.environments.atari import envs_for, minimal_actions
+from lrp_compress.environments.atari import envs_for, game_spaces
 from lrp_compress.networks.fast import check_device
 from lrp_compress.stages import device_files, judging, learning, playing
 from lrp_compress.stages.context import Run
@@ -192,7 +192,7 @@ def run(config: Config, run_dir: Path, sweep: str | None) -> dict[str, float]:
 def find_teacher(config: Config) -> tuple[Agent, str]:
     """Load the teacher of a configuration, and compute a digest of what it is made of."""
     path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
-    teacher = load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name))
+    teacher = load_teacher(path, config.teacher, config.game, game_spaces(config.game.name))
     digest = file_digest(path)
     if config.teacher.network is not None:
         digest = value_digest([digest, plugin_digests([config.teacher.network.partition(":")[0]])])

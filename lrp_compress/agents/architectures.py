@@ -16,7 +16,7 @@ from lrp_compress.networks import values
 from lrp_compress.networks.building import build, network_of
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import NATURE_CONVOLUTIONS, STREAMS, fold_dueling, nature_cnn
-from lrp_compress.networks.spaces import ATARI, STACK, Observations
+from lrp_compress.networks.spaces import Observations
 from lrp_compress.networks.values import Unread, Value
 
 State = Mapping[str, Tensor]
@@ -38,14 +38,15 @@ class Architecture:
     extractor : str
         Class of Stable-Baselines3 that makes what comes before the dense layers.
     make : callable
-        Makes the network from its tensors and the kind of its head; ValueError or Unread if they are none of its.
+        Makes the network from its tensors, the kind of its head and the environment's observations; ValueError or
+        Unread if they are none of its.
     """
 
     name: str
     convolutions: int
     activation: str
     extractor: str
-    make: Callable[[State, str], Network]
+    make: Callable[[State, str, Observations], Network]
 
     def names(self, layers: int, dueling: bool) -> list[str]:
         """Name the layers in the order of computation, of a dueling head the value stream first."""
@@ -56,17 +57,17 @@ class Architecture:
         return [*convolutions, *(f"fc{number}" for number in range(1, hidden + 1)), "head"]
 
 
-def _nature(state: State, head: str) -> Network:
-    _check_frames(state)
+def _nature(state: State, head: str, observations: Observations) -> Network:
+    _check_frames(state, observations)
     if head == "dueling":
         state, head = fold_dueling(state), "q"
     widths = {key.removesuffix(".weight"): len(tensor) for key, tensor in state.items() if key.endswith("weight")}
     actions = widths.pop("head")
-    return build(lambda: nature_cnn(widths, head, actions), state)
+    return build(lambda: nature_cnn(widths, head, actions, observations=observations), state)
 
 
-def _impala(state: State, head: str) -> Network:
-    _check_frames(state)
+def _impala(state: State, head: str, observations: Observations) -> Network:
+    _check_frames(state, observations)
     number = 0
 
     def conv(value: Value) -> Value:
@@ -77,21 +78,22 @@ def _impala(state: State, head: str) -> Network:
             raise Unread(f"conv{number} has the shape {tuple(weight.shape)}, which is no 3x3 convolution's")
         return values.conv(value, weight, state[f"conv{number}.bias"], padding=(1, 1))
 
-    value = values.affine(values.given(ATARI), torch.tensor(1 / ATARI.unit), None)
+    value = values.affine(values.given(observations), torch.tensor(1 / observations.unit), None)
     for _ in range(SEQUENCES):
         value = values.pooled("max_pool", conv(value), (3, 3), (2, 2), (1, 1))
         for _ in range(BLOCKS):
             inner = conv(values.activated("relu", value))
             value = values.added([conv(values.activated("relu", inner)), value])
-    return _dense(state, values.activated("relu", values.flattened(value)), head, ATARI, "relu")
+    return _dense(state, values.activated("relu", values.flattened(value)), head, observations, "relu")
 
 
-def _mlp(activation: str) -> Callable[[State, str], Network]:
-    def make(state: State, head: str) -> Network:
+def _mlp(activation: str) -> Callable[[State, str, Observations], Network]:
+    def make(state: State, head: str, observations: Observations) -> Network:
         first = next(iter(state.values()))
         if first.dim() != 2:
             raise Unread(f"a first layer with a weight of {tuple(first.shape)}")
-        observations = Observations((first.shape[1],), "float32")
+        if observations.shape != first.shape[1:]:
+            raise ValueError(f"it takes {first.shape[1]} numbers, but the game's observations are {observations.shape}")
         return _dense(state, values.given(observations), head, observations, activation)
 
     return make
@@ -104,10 +106,10 @@ def _dense(state: State, value: Value, head: str, observations: Observations, ac
     return network_of(values.dense(value, state["head.weight"], state["head.bias"]), head, observations)
 
 
-def _check_frames(state: State) -> None:
-    stack = state["conv1.weight"].shape[1:2]
-    if stack != (STACK,):
-        raise ValueError(f"its observations have {stack[0] if stack else 0} channels, not the {STACK} frames expected")
+def _check_frames(state: State, observations: Observations) -> None:
+    stack, frames = state["conv1.weight"].shape[1:2], observations.shape[0]
+    if stack != (frames,):
+        raise ValueError(f"its observations have {stack[0] if stack else 0} channels, not the {frames} frames expected")
 
 
 NATURE = Architecture("Nature CNN", len(NATURE_CONVOLUTIONS), "ReLU", "NatureCNN", _nature)

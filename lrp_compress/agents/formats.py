@@ -13,7 +13,7 @@ import pickle
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from lrp_compress.agents.onnx_files import is_onnx, read_onnx
 from lrp_compress.agents.own_networks import program_network
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.programs import is_program
+from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 
@@ -45,7 +46,7 @@ STRANGERS = (
 )
 
 
-def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tuple[Network, Layout, float | None]:
+def read_foreign(path: Path, spaces: Spaces, head: str = "auto") -> tuple[Network, Layout, float | None]:
     """Read a network that another library saved.
 
     Parameters
@@ -53,8 +54,9 @@ def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tupl
     path : Path
         A Stable-Baselines3 zip (of which only ``policy.pth`` and plain JSON are read), a ``state_dict`` saved by
         ``torch.save``, gzipped or not, or as safetensors, flax's msgpack, ONNX, or a program of `torch.export`.
-    actions : sequence of int
-        The numbers of actions that fit the game; they tell how many quantiles a QR-DQN has where its file does not.
+    spaces : Spaces
+        What the environment gives and takes; the action sets tell how many quantiles a QR-DQN has where its file does
+        not.
     head : {"auto", "q", "policy"}
         What the outputs of an ONNX file or a program are; other files say so.
 
@@ -78,13 +80,13 @@ def read_foreign(path: Path, actions: Sequence[int], head: str = "auto") -> tupl
     score = None
     try:
         if is_onnx(content):
-            network, layout = read_onnx(content, head, actions, source)
+            network, layout = read_onnx(content, head, spaces, source)
         elif is_program(content):
-            network = program_network(content, head, actions, source)
+            network = program_network(content, head, spaces, source)
             layout = Layout("torch.export", network.head_kind, (), fires=False)
         else:
             state, score = _read_state(content, source)
-            network, layout = network_from_state(state, actions, settings, source)
+            network, layout = network_from_state(state, spaces, settings, source)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:  # of odd tensors and JSON
         raise UserError(f"{source} cannot be read: {_line(error)}") from error
     return network, layout, score if score is not None else _score_beside(path)

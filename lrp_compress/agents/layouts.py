@@ -23,6 +23,7 @@ from torch import Tensor
 from lrp_compress.agents.architectures import IMPALA, NATURE, RELU_MLP, TANH_MLP, Architecture, State
 from lrp_compress.agents.zip_settings import check_actions, check_settings, input_scale, stated_actions
 from lrp_compress.networks.graph import Network
+from lrp_compress.networks.spaces import Spaces
 from lrp_compress.networks.values import Unread
 from lrp_compress.support.errors import UserError
 
@@ -123,7 +124,7 @@ LAYOUTS = (
 
 
 def network_from_state(
-    state: State, actions: Sequence[int], settings: Mapping[str, Any] = MappingProxyType({}), source: str = "the agent"
+    state: State, spaces: Spaces, settings: Mapping[str, Any] = MappingProxyType({}), source: str = "the agent"
 ) -> tuple[Network, Layout]:
     """Build the network that another library's ``state_dict`` holds.
 
@@ -131,8 +132,9 @@ def network_from_state(
     ----------
     state : mapping of str to Tensor
         The ``state_dict``.
-    actions : sequence of int
-        The numbers of actions that fit the game; they tell how many quantiles a QR-DQN has where its file does not.
+    spaces : Spaces
+        What the environment gives and takes; the action sets tell how many quantiles a QR-DQN has where its file does
+        not.
     settings : mapping
         What a Stable-Baselines3 zip says in plain JSON.
     source : str
@@ -162,12 +164,12 @@ def network_from_state(
         for kind in KINDS
     }
     if "quantile_net" in modules[0]:
-        tensors |= _mean_quantiles(source, tensors, settings, actions)
+        tensors |= _mean_quantiles(source, tensors, settings, spaces)
     first = f"{names[0]}.weight"
     if made.convolutions:
         tensors[first] = tensors[first] * input_scale(settings)
     try:
-        network = made.make(tensors, layout.head)
+        network = made.make(tensors, layout.head, spaces.observations)
     except (Unread, ValueError) as error:
         raise UserError(f"{source} is no {made.name}: {error}") from error
     check_actions(settings, network.actions, source)
@@ -280,12 +282,10 @@ def _plain(state: State, key: str, source: str) -> Tensor:
     return tensor.float()
 
 
-def _mean_quantiles(
-    source: str, tensors: State, settings: Mapping[str, Any], actions: Sequence[int]
-) -> dict[str, Tensor]:
+def _mean_quantiles(source: str, tensors: State, settings: Mapping[str, Any], spaces: Spaces) -> dict[str, Tensor]:
     """Average a QR-DQN's outputs, ordered quantile by quantile, into one Q-value per action."""
     outputs = len(tensors["head.bias"])
-    stated = [stated_actions(settings, source)] if settings else [*dict.fromkeys(actions)]
+    stated = [stated_actions(settings, source)] if settings else list(spaces.action_sets)
     counts = [count for count in stated if outputs % count == 0]
     if not counts:
         raise UserError(f"{source}: {outputs} quantiles in all are not the same number for every action")

@@ -6,7 +6,7 @@ ONNX Runtime computes from the same file before it is believed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ from onnx import TensorProto
 from torch import Tensor
 
 from lrp_compress.agents.layouts import Layout
-from lrp_compress.agents.outputs import check_same, declared, policy_of, settled_head
+from lrp_compress.agents.outputs import check_same, check_shape, policy_of, settled_head
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.onnx_reading import READERS, SHAPE_OPS, read_graph
+from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
 
 DTYPES: Mapping[int, Any] = {TensorProto.UINT8: np.uint8, TensorProto.FLOAT: np.float32}
@@ -32,7 +33,7 @@ def is_onnx(content: bytes) -> bool:
     return content[:1] == b"\x08" and content[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x2a", b"\x32", b"\x3a", b"\x42")
 
 
-def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) -> tuple[Network, Layout]:
+def read_onnx(content: bytes, head: str, spaces: Spaces, source: str) -> tuple[Network, Layout]:
     """Read the network that an ONNX file computes.
 
     Parameters
@@ -42,8 +43,8 @@ def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) ->
         their channels first or last, or vectors of float32.
     head : {"auto", "q", "policy"}
         What the outputs are. Only files of this project say so themselves.
-    actions : sequence of int
-        The numbers of actions that fit the game; of several outputs the one of such a width is the policy's.
+    spaces : Spaces
+        What the environment gives and takes; of several outputs the one as wide as an action set is the policy's.
     source : str
         What errors call the agent.
 
@@ -64,10 +65,10 @@ def read_onnx(content: bytes, head: str, actions: Sequence[int], source: str) ->
     head = settled_head(head, stated.get(HEAD), source)
     given = _given(model.graph, source)
     shape = _shape(given)[1:]
-    observations = declared(shape, source)
-    last = shape != observations.shape
-    outputs = read_graph(model.graph, given.name, observations, last)
-    name, network = policy_of(outputs, head, observations, actions, source)
+    check_shape(shape, spaces.observations, source)
+    last = shape != spaces.observations.shape
+    outputs = read_graph(model.graph, given.name, spaces.observations, last)
+    name, network = policy_of(outputs, head, spaces, source)
     session = _session(model, given.name, name, source)
     kind = DTYPES[given.type.tensor_type.elem_type]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -10,12 +9,11 @@ from torch import Tensor
 
 from lrp_compress.networks.building import network_of
 from lrp_compress.networks.graph import Network
-from lrp_compress.networks.spaces import ATARI, Observations
+from lrp_compress.networks.spaces import Observations, Spaces
 from lrp_compress.networks.values import Unread, Value
 from lrp_compress.support.errors import UserError
 
 TOLERANCE = 1e-3  # relative to the largest output
-MOST_NUMBERS = 2**18  # of an observation: a file cannot make pictures that take gigabytes
 
 
 def settled_head(head: str, stated: str | None, source: str) -> str:
@@ -32,28 +30,24 @@ def settled_head(head: str, stated: str | None, source: str) -> str:
     return head
 
 
-def declared(shape: Sequence[int | str], source: str) -> Observations:
-    """Say what observations of a shape are: pictures are bytes, their channels first or last; vectors are numbers.
+def check_shape(shape: Sequence[int | str], observations: Observations, source: str) -> None:
+    """Refuse an agent that is given something else than the environment's observations, whatever the order of channels.
 
     Raises
     ------
     UserError
-        If they are neither.
+        If its shape is another.
     """
-    sides = tuple(side for side in shape if isinstance(side, int) and side > 0)
-    if len(sides) != len(shape) or len(sides) not in (1, 3):
-        told = ", ".join(map(str, shape))[:200]
-        raise UserError(f"{source} takes values of shape (N, {told}); read are pictures and vectors of a fixed size")
-    if math.prod(sides) > MOST_NUMBERS:
-        raise UserError(f"{source} takes {math.prod(sides)} numbers at once; at most {MOST_NUMBERS} are read")
-    if len(sides) == 1:
-        return Observations(sides, "float32")
-    return Observations((sides[2], *sides[:2]) if sides[2] < sides[0] else sides, ATARI.dtype, ATARI.unit)
+    given = observations.shape
+    if tuple(shape) not in (given, (*given[1:], given[0])):
+        told = ", ".join(str(side or "any") for side in shape)[:200]
+        raise UserError(
+            f"{source} takes observations of shape ({told}), but the game gives {given}; it was trained in another "
+            "environment"
+        )
 
 
-def policy_of(
-    outputs: Mapping[str, Value | Unread], head: str, observations: Observations, actions: Sequence[int], source: str
-) -> tuple[str, Network]:
+def policy_of(outputs: Mapping[str, Value | Unread], head: str, spaces: Spaces, source: str) -> tuple[str, Network]:
     """Find the output that is the policy's, and make its network.
 
     Parameters
@@ -62,9 +56,8 @@ def policy_of(
         What each output is computed by.
     head : {"q", "policy"}
         What the policy's outputs are.
-    observations : Observations
-    actions : sequence of int
-        The numbers of actions that fit; of several outputs the one of such a width is the policy's.
+    spaces : Spaces
+        What the environment gives and takes; of several outputs the one as wide as an action set is the policy's.
     source : str
         What errors call the agent.
 
@@ -85,8 +78,8 @@ def policy_of(
         try:
             if isinstance(value, Unread):
                 raise value
-            network = network_of(value, head, observations)
-            if len(outputs) > 1 and network.actions not in actions:
+            network = network_of(value, head, spaces.observations)
+            if len(outputs) > 1 and network.actions not in spaces.action_sets:
                 raise ValueError(f"it has {network.actions} values, none for each action")
             networks[name] = network
         except (Unread, ValueError) as error:

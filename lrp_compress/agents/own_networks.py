@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from lrp_compress.agents.architectures import State
-from lrp_compress.agents.outputs import check_same, declared, policy_of, settled_head
+from lrp_compress.agents.outputs import check_same, check_shape, policy_of, settled_head
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.programs import Program, read_program
 from lrp_compress.networks.reading import BATCH, read_module, read_outputs, unknown_call
-from lrp_compress.networks.spaces import ATARI, Observations
+from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
 
 MOST = 64  # observations that a program may take at once, where it says how many
 
 
-def own_network(name: str, state: State, head: str, actions: Sequence[int]) -> Network:
+def own_network(name: str, state: State, head: str, spaces: Spaces) -> Network:
     """Read a network of the user's own.
 
     Parameters
     ----------
     name : str
-        ``package.module:function`` of a function without arguments that makes a `torch.nn.Module` from uint8
-        observations, (N, 4, 84, 84) or (N, 84, 84, 4), to outputs of shape (N, actions); of an installed package or of
-        the current folder.
+        ``package.module:function`` of a function without arguments that makes a `torch.nn.Module` from the
+        environment's observations, of Atari uint8 and (N, 4, 84, 84) or (N, 84, 84, 4), to outputs of shape
+        (N, actions); of an installed package or of the current folder.
     state : mapping of str to Tensor
         The module's ``state_dict``.
     head : {"auto", "q", "policy"}
         What the outputs are; a module does not say.
-    actions : sequence of int
-        The numbers of actions that fit the game; of several outputs the one of such a width is the policy's.
+    spaces : Spaces
+        What the environment gives and takes; of several outputs the one as wide as an action set is the policy's.
 
     Returns
     -------
@@ -55,10 +54,10 @@ def own_network(name: str, state: State, head: str, actions: Sequence[int]) -> N
         module.load_state_dict(dict(state))
     except RuntimeError as error:
         raise UserError(f"{source} and the weights do not fit: {' '.join(str(error).split())[:300]}") from error
-    return module_network(module, head, actions, source)
+    return module_network(module, head, spaces, source)
 
 
-def module_network(module: nn.Module, head: str, actions: Sequence[int], source: str) -> Network:
+def module_network(module: nn.Module, head: str, spaces: Spaces, source: str) -> Network:
     """Read the network that a module computes.
 
     Parameters
@@ -67,7 +66,7 @@ def module_network(module: nn.Module, head: str, actions: Sequence[int], source:
         As `own_network` has it made.
     head : {"q", "policy"}
         What its outputs are.
-    actions : sequence of int
+    spaces : Spaces
         As for `own_network`.
     source : str
         What errors call the module.
@@ -82,8 +81,8 @@ def module_network(module: nn.Module, head: str, actions: Sequence[int], source:
     UserError
         If it is none that is read.
     """
-    program = read_module(module, ATARI, source)
-    output, network = _policy(program, ATARI, head, actions, source)
+    program = read_module(module, spaces.observations, source)
+    output, network = _policy(program, head, spaces, source)
 
     def original(observations: Tensor) -> Tensor:
         outputs = module(_laid_out(program, observations))
@@ -93,14 +92,14 @@ def module_network(module: nn.Module, head: str, actions: Sequence[int], source:
     return network
 
 
-def program_network(content: bytes, head: str, actions: Sequence[int], source: str) -> Network:
+def program_network(content: bytes, head: str, spaces: Spaces, source: str) -> Network:
     """Read the network that a program of `torch.export` computes; nothing of the file is unpickled.
 
     Parameters
     ----------
     content : bytes
         What `torch.export.save` wrote of a module as `own_network` takes it.
-    head, actions
+    head, spaces
         As for `own_network`.
     source : str
         What errors call the file.
@@ -123,17 +122,15 @@ def program_network(content: bytes, head: str, actions: Sequence[int], source: s
     if len(program.inputs) != 1 or program.given not in (torch.uint8, torch.float32):
         raise UserError(f"{source} takes {', '.join(program.inputs)[:200]}; it must take observations alone")
     batch, *shape = program.shapes[program.inputs[0]]
-    observations = declared(shape, source)
-    output, network = _policy(program, observations, head, actions, source)
+    check_shape(shape, spaces.observations, source)
+    output, network = _policy(program, head, spaces, source)
     count = min(batch, MOST) if isinstance(batch, int) else 4
     check_same(network, lambda given: program.run(_laid_out(program, given), output), source, count)
     return network
 
 
-def _policy(
-    program: Program, observations: Observations, head: str, actions: Sequence[int], source: str
-) -> tuple[str, Network]:
-    output, network = policy_of(read_outputs(program, observations), head, observations, actions, source)
+def _policy(program: Program, head: str, spaces: Spaces, source: str) -> tuple[str, Network]:
+    output, network = policy_of(read_outputs(program, spaces.observations), head, spaces, source)
     if odd := unknown_call(program, output):
         raise UserError(f"{source} computes {odd}, which is not run")
     return output, network

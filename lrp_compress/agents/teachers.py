@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
@@ -16,14 +15,13 @@ from lrp_compress.agents.own_networks import own_network
 from lrp_compress.agents.sources import local_file
 from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
 from lrp_compress.networks.graph import Network
-from lrp_compress.networks.spaces import ATARI
+from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import file_digest
 
 SHIPPED = "auto"
 SCORE = "score"  # in an agent's lineage, the mean return that its file said it has
 SHOWN = 120  # characters of a name that may be too long for a file
-FULL_ACTIONS = 18  # of ALE; every game understands all of them
 
 
 def teachers_dir() -> Path:
@@ -52,7 +50,7 @@ def teacher_path(config: TeacherConfig, game: GameConfig, cache_dir: Path, track
     return path
 
 
-def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
+def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, spaces: Spaces) -> Agent:
     """Load the teacher and apply the settings that override what its file says.
 
     Parameters
@@ -63,8 +61,8 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
         What the settings say of the teacher.
     game : GameConfig
         The game the teacher is to play.
-    minimal_actions : sequence of str
-        Names of the game's minimal action set.
+    spaces : Spaces
+        What the game's environment gives and takes.
 
     Returns
     -------
@@ -88,24 +86,24 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, minimal_ac
     if not os.access(path, os.R_OK):
         raise UserError(f"agent file {path} may not be read; mend its mode")
     own = is_own(path) and config.network is None
-    agent = load_agent(path) if own else _adopted(path, config, game, minimal_actions)
+    agent = load_agent(path) if own else _adopted(path, config, game, spaces)
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")
-    _check_observations(agent.network, path, game)
+    _check_observations(agent.network, path, game, spaces)
     given = {"fire_on_life_loss": config.fire_on_life_loss, "frame_skip": config.frame_skip}
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Agent(agent.network, dataclasses.replace(agent.info, **wanted))
 
 
-def _adopted(path: Path, config: TeacherConfig, game: GameConfig, minimal_actions: Sequence[str]) -> Agent:
+def _adopted(path: Path, config: TeacherConfig, game: GameConfig, spaces: Spaces) -> Agent:
     """Complete another library's network by what its file does not say."""
-    sizes = {len(minimal_actions): "minimal", FULL_ACTIONS: "full"}
+    sizes = spaces.action_sets
     if config.network is None:
-        network, layout, score = read_foreign(path, list(sizes), config.head)
+        network, layout, score = read_foreign(path, spaces, config.head)
     else:
-        network, score = own_network(config.network, read_tensors(path), config.head, list(sizes)), None
+        network, score = own_network(config.network, read_tensors(path), config.head, spaces), None
         layout = Layout(config.network, network.head_kind, (), fires=False)
-    _check_observations(network, path, game)
+    _check_observations(network, path, game, spaces)
     if network.actions not in sizes:
         allowed = " or ".join(f"{size} ({name})" for size, name in sizes.items())
         raise UserError(
@@ -115,7 +113,7 @@ def _adopted(path: Path, config: TeacherConfig, game: GameConfig, minimal_action
     info = AgentInfo(
         game=game.name,
         action_set=sizes[network.actions],
-        fire_on_life_loss=layout.fires and "FIRE" in minimal_actions,
+        fire_on_life_loss=layout.fires and "FIRE" in spaces.actions["minimal"],
         lineage={"format": layout.name, "sha256": file_digest(path)} | ({} if score is None else {SCORE: score}),
         kept=all_channels(network.widths),
         frame_skip=layout.frame_skip,
@@ -123,10 +121,10 @@ def _adopted(path: Path, config: TeacherConfig, game: GameConfig, minimal_action
     return Agent(network, info)
 
 
-def _check_observations(network: Network, path: Path, game: GameConfig) -> None:
-    taken = network.observations
-    if (taken.shape, taken.dtype) != (ATARI.shape, ATARI.dtype):
+def _check_observations(network: Network, path: Path, game: GameConfig, spaces: Spaces) -> None:
+    taken, given = network.observations, spaces.observations
+    if (taken.shape, taken.dtype) != (given.shape, given.dtype):
         raise UserError(
             f"teacher {path} takes observations of shape {taken.shape}, {taken.dtype}, but {game.name} gives "
-            f"{ATARI.shape}, {ATARI.dtype}; it was trained in another environment"
+            f"{given.shape}, {given.dtype}; it was trained in another environment"
         )

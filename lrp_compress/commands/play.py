@@ -15,7 +15,7 @@ from lrp_compress.compression.attribution import heat_maps
 from lrp_compress.compression.composites import find_composite
 from lrp_compress.config.schema import CriterionConfig, PlayConfig
 from lrp_compress.environments.acting import action_rule
-from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.environments.atari import game_spaces
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
 from lrp_compress.pictures.videos import relevance_pictures, write_video
@@ -98,4 +98,4 @@ def watched(agent: Agent, criterion: CriterionConfig, acting: Acting, seconds: f
 
 def _load(config: PlayConfig) -> Agent:
     path = teacher_path(config.teacher, config.game, Path(config.cache_dir), config.tracking)
-    return load_teacher(path, config.teacher, config.game, minimal_actions(config.game.name))
+    return load_teacher(path, config.teacher, config.game, game_spaces(config.game.name))

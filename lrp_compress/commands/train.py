@@ -17,7 +17,7 @@ from lrp_compress.agents.checkpoints import Agent, load_agent, save_agent
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import TeacherConfig, TrainConfig
 from lrp_compress.environments.acting import action_rule
-from lrp_compress.environments.atari import PROTOCOLS, minimal_actions
+from lrp_compress.environments.atari import PROTOCOLS, game_spaces
 from lrp_compress.environments.evaluation import evaluate
 from lrp_compress.environments.groups import Acting
 from lrp_compress.environments.recording import record_play
@@ -95,7 +95,7 @@ def publish(
         config.game,
         [shlex.quote(override) for override in overrides],
         evaluations,
-        minimal_actions(config.game.name),
+        game_spaces(config.game.name).actions["minimal"],
     )
     tracker.image(return_strips(figures / "returns.png", evaluations), "returns/episodes")
     rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
@@ -116,7 +116,7 @@ def preflight(config: TrainConfig) -> None:
         press, the agent to start from cannot be learned on, or the tracking store does not answer.
     """
     check_device(config.device)
-    if config.train.fire_on_life_loss and "FIRE" not in minimal_actions(config.game.name):
+    if config.train.fire_on_life_loss and "FIRE" not in game_spaces(config.game.name).actions["minimal"]:
         raise UserError(f"{config.game.name} has no FIRE action to press; set train.fire_on_life_loss=false")
     few = dataclasses.replace(config.train, envs=min(2, config.train.envs))  # 128 take a quarter of a minute to make
     made = contextlib.closing(make_envs(dataclasses.replace(config, train=few), config.seed))
@@ -138,7 +138,7 @@ def find_start(config: TrainConfig) -> Agent | None:
     if config.train.start is None:
         return None
     teacher = TeacherConfig(config.train.start, None, None, "auto", None)
-    return load_teacher(Path(config.train.start), teacher, config.game, minimal_actions(config.game.name))
+    return load_teacher(Path(config.train.start), teacher, config.game, game_spaces(config.game.name))
 
 
 def run(config: TrainConfig, run_dir: Path, sweep: str | None) -> dict[str, float]:

@@ -12,8 +12,10 @@ from ale_py.vector_env import AtariVectorEnv
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
+from lrp_compress.networks.spaces import Observations, Spaces
 from lrp_compress.support.errors import UserError, unknown_name
 
+BRIGHTEST = 255.0  # pixel
 MAX_FRAMES = 108_000  # 30 minutes of play at 60 Hz, the usual cap (Hessel et al. 2018; Mnih et al. 2015 had 5)
 
 
@@ -114,6 +116,8 @@ class AtariEnvs:
 
     Attributes
     ----------
+    observations : Observations
+        What agents are given.
     seed : int
         Of the next `reset`, which makes the same games of a seed whatever was played before.
 
@@ -151,6 +155,8 @@ class AtariEnvs:
             life_loss_info=False,
             use_fire_reset=False,
         )
+        pictures = self._env.single_observation_space
+        self.observations = Observations(pictures.shape or (), str(pictures.dtype), BRIGHTEST)
         self.envs = envs
         names = [action.name for action in self._env.ale.get_action_set()]
         self.action_names = names
@@ -247,15 +253,16 @@ class AtariEnvs:
 
 
 @functools.cache
-def minimal_actions(game: str) -> tuple[str, ...]:
-    """Names of a game's minimal action set, in ALE's order."""
+def game_spaces(game: str) -> Spaces:
+    """Find what a game's environment gives and takes; every game understands all 18 actions of ALE."""
     with AtariEnvs(game, 1, "noop", seed=0) as envs:
-        return tuple(envs.action_names)
+        names = {"minimal": tuple(envs.action_names), "full": tuple(ale_py.Action.__members__)}
+        return Spaces(envs.observations, names)
 
 
 def action_names(info: AgentInfo) -> tuple[str, ...]:
     """Names of the actions an agent chooses from, in the order of its outputs."""
-    return minimal_actions(info.game) if info.action_set == "minimal" else tuple(ale_py.Action.__members__)
+    return game_spaces(info.game).actions[info.action_set]
 
 
 def envs_for(

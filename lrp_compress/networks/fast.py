@@ -18,11 +18,9 @@ from torch.nn import functional
 
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import NATURE_CONVOLUTIONS
-from lrp_compress.networks.spaces import ATARI, SIDE, STACK
 from lrp_compress.support.errors import UserError
 
 KERNEL, BLOCK = NATURE_CONVOLUTIONS["conv1"]  # conv1's kernel and stride in pixels
-BLOCKS = SIDE // BLOCK  # along an image's side
 CLEARLY = 1.5  # times the other's time: a precision that much slower is not measured again
 TAPS = KERNEL // BLOCK  # blocks along conv1's kernel
 
@@ -57,8 +55,8 @@ def fast_hidden(network: Network, observations: Tensor, dtype: torch.dtype = tor
 def fast_first(network: Network, observations: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Compute what the first layer gives, as `fast_outputs` does; for another `dtype`, in `mixed_precision`."""
     first: nn.Module = network.get_submodule(network.layers[0].name)
-    if network.observations == ATARI and isinstance(first, nn.Conv2d):
-        return fast_conv1(first, observations, dtype)
+    if network.observations.dtype == "uint8" and isinstance(first, nn.Conv2d):
+        return fast_conv1(first, observations, dtype, network.observations.unit)
     values: Tensor = first(network.scaled(observations))
     return values
 
@@ -68,46 +66,51 @@ def mixed_precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute ``conv1(observations / 255)`` the fast way.
+def fast_conv1(conv1: nn.Conv2d, observations: Tensor, dtype: torch.dtype, unit: float = 255.0) -> Tensor:
+    """Compute ``conv1(observations / unit)`` the fast way.
 
     Parameters
     ----------
     conv1 : nn.Conv2d
-        The first layer; fast where it is a Nature CNN's, 8x8 with stride 4, no padding and one group.
-    observations : Tensor of uint8, shape (N, 4, 84, 84)
+        The first layer; fast where it is a Nature CNN's, 8x8 with stride 4, no padding and one group, and the sides of
+        the pictures are multiples of 4.
+    observations : Tensor of uint8, shape (N, frames, height, width)
         Contiguous.
     dtype : torch.dtype
         Of the computation, as in `mixed_precision`.
+    unit : float
+        What the observations are divided by.
 
     Returns
     -------
     Tensor of `dtype`, shape (N, channels, h, w)
     """
     moves = (conv1.kernel_size, conv1.stride, conv1.padding)
-    if moves != ((KERNEL, KERNEL), (BLOCK, BLOCK), (0, 0)) or conv1.groups > 1:
-        pixels, weight = observations.to(dtype), conv1.weight / 255
+    whole = all(side % BLOCK == 0 for side in observations.shape[2:])
+    if not whole or moves != ((KERNEL, KERNEL), (BLOCK, BLOCK), (0, 0)) or conv1.groups > 1:
+        pixels, weight = observations.to(dtype), conv1.weight / unit
         return functional.conv2d(pixels, weight, conv1.bias, conv1.stride, conv1.padding, groups=conv1.groups)
     blocks = _blocks(observations)
     if dtype == torch.bfloat16:  # PyTorch converts uint8 to it one element at a time, these two steps are vectorised
         blocks = blocks.to(torch.int16)
     blocks = blocks.to(dtype)
-    return functional.conv2d(blocks, _block_weight(conv1.weight) / 255, conv1.bias)
+    return functional.conv2d(blocks, _block_weight(conv1.weight) / unit, conv1.bias)
 
 
 def _blocks(observations: Tensor) -> Tensor:
-    """Lay 4x4 blocks of pixels out as 64 channels, last in memory: (N, 64, 21, 21)."""
-    count = len(observations)
+    """Lay 4x4 blocks of pixels out as 16 channels a frame, last in memory: of 4 frames of 84x84, (N, 64, 21, 21)."""
+    count, frames, height, width = observations.shape
+    rows, columns = height // BLOCK, width // BLOCK
     # four neighbouring pixels travel as one 32-bit word, a quarter of the element moves
-    words = observations.view(torch.int32).view(count, STACK, BLOCKS, BLOCK, BLOCKS).permute(0, 2, 4, 1, 3).contiguous()
-    return words.view(torch.uint8).view(count, BLOCKS, BLOCKS, STACK * BLOCK * BLOCK).permute(0, 3, 1, 2)
+    words = observations.view(torch.int32).view(count, frames, rows, BLOCK, columns).permute(0, 2, 4, 1, 3).contiguous()
+    return words.view(torch.uint8).view(count, rows, columns, frames * BLOCK * BLOCK).permute(0, 3, 1, 2)
 
 
 def _block_weight(weight: Tensor) -> Tensor:
-    """Rearrange conv1's weight to match `_blocks`: (filters, 64, 2, 2)."""
-    filters = len(weight)
-    parts = weight.view(filters, STACK, TAPS, BLOCK, TAPS, BLOCK).permute(0, 1, 3, 5, 2, 4)
-    return parts.reshape(filters, STACK * BLOCK * BLOCK, TAPS, TAPS)
+    """Rearrange conv1's weight to match `_blocks`: (filters, 16 for each frame, 2, 2)."""
+    filters, frames = weight.shape[:2]
+    parts = weight.view(filters, frames, TAPS, BLOCK, TAPS, BLOCK).permute(0, 1, 3, 5, 2, 4)
+    return parts.reshape(filters, frames * BLOCK * BLOCK, TAPS, TAPS)
 
 
 @contextlib.contextmanager

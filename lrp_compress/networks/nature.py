@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrp_compress.networks.graph import HEAD, INPUT, Layer, Network
-from lrp_compress.networks.spaces import ATARI, Decision
+from lrp_compress.networks.spaces import ATARI, Decision, Observations
 
 NATURE_CONVOLUTIONS = {"conv1": (8, 4), "conv2": (4, 2), "conv3": (3, 1)}  # kernel, stride in pixels
 NATURE_WIDTHS = {"conv1": 32, "conv2": 64, "conv3": 64, "fc1": 512}
@@ -24,8 +24,9 @@ def nature_cnn(
     head: str,
     actions: int,
     convolutions: Mapping[str, tuple[int, int]] = NATURE_CONVOLUTIONS,
+    observations: Observations = ATARI,
 ) -> Network:
-    """Make a network of convolutions ``conv1 conv2 ...``, dense layers ``fc1 fc2 ...`` and a head, for Atari's frames.
+    """Make a network of convolutions ``conv1 conv2 ...``, dense layers ``fc1 fc2 ...`` and a head.
 
     Parameters
     ----------
@@ -37,6 +38,8 @@ def nature_cnn(
         Number of actions.
     convolutions : mapping of str to (int, int)
         Kernel and stride, in pixels, of each convolution.
+    observations : Observations
+        Pictures.
 
     Returns
     -------
@@ -69,7 +72,7 @@ def nature_cnn(
         then(name, "dense", width=widths[name])
         then(f"{name}_relu", "relu")
     then(HEAD, "dense", width=actions)
-    return Network(layers, ATARI, Decision(head, actions))
+    return Network(layers, observations, Decision(head, actions))
 
 
 @torch.no_grad()

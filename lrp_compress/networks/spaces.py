@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,5 +71,25 @@ class Decision:
             raise ValueError(f"actions must be at least 1, got {self.size}")
 
 
-STACK, SIDE = 4, 84  # frames of an observation, and pixels along a side
-ATARI = Observations((STACK, SIDE, SIDE), "uint8", 255.0)
+@dataclass(frozen=True)
+class Spaces:
+    """What an environment gives and takes; agents are checked against it.
+
+    Attributes
+    ----------
+    observations : Observations
+        Of an agent in it.
+    actions : mapping of str to tuple of str
+        The names of the actions, by action set.
+    """
+
+    observations: Observations
+    actions: Mapping[str, tuple[str, ...]]
+
+    @property
+    def action_sets(self) -> dict[int, str]:
+        """The action sets by their size, which is what a network's outputs tell."""
+        return {len(names): name for name, names in self.actions.items()}
+
+
+ATARI = Observations((4, 84, 84), "uint8", 255.0)  # Mnih et al. 2015: four grey frames

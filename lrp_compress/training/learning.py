@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels
 from lrp_compress.agents.layouts import network_from_state
 from lrp_compress.config.schema import TrainConfig
-from lrp_compress.environments.atari import AtariEnvs, Interface
+from lrp_compress.environments.atari import AtariEnvs, Interface, game_spaces
 from lrp_compress.support.processes import keep_freed_memory
 from lrp_compress.support.progress import Pace
 from lrp_compress.support.seeding import stage_seed
@@ -94,7 +94,7 @@ def learn(
 def agent_of(learner: BaseAlgorithm, config: TrainConfig) -> Agent:
     """Take the network that acts out of a learner, as an agent in evaluation mode on the CPU."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in learner.policy.state_dict().items()}
-    network, _ = network_from_state(state, [int(learner.action_space.n)])  # type: ignore[attr-defined]
+    network, _ = network_from_state(state, game_spaces(config.game.name))
     info = AgentInfo(
         game=config.game.name,
         action_set="minimal",

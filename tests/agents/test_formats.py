@@ -27,9 +27,12 @@ from torch import nn
 from lrp_compress.agents.formats import read_foreign
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import GameConfig, TeacherConfig
+from lrp_compress.networks.spaces import Observations
 from lrp_compress.support.errors import UserError
+from tests.agents.environments import atari, spaces
 from tests.commands.forks import Forks
 
+CARTPOLE = Observations((4,), "float32")
 OBSERVATIONS = torch.randint(0, 256, (16, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -88,7 +91,7 @@ def test_stable_baselines_agents_compute_what_they_computed(
 ):
     path = tmp_path / "agent.zip"
     model = trained(algorithm, path, **policy_kwargs)
-    network, layout, _ = read_foreign(path, [6, 18])
+    network, layout, _ = read_foreign(path, spaces(6, 18))
     assert (network.head_kind, network.actions) == (head, 6)
     assert algorithm.__name__.replace("QRD", "QR-D") in layout.name
     expected = outputs(model)
@@ -106,7 +109,7 @@ def test_old_zips_name_one_features_extractor(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "new.zip") as new, zipfile.ZipFile(tmp_path / "old.zip", "w") as old:
         old.writestr("data", new.read("data"))
         old.writestr("policy.pth", saved(state))
-    networks = [read_foreign(tmp_path / name, [6])[0] for name in ("new.zip", "old.zip")]
+    networks = [read_foreign(tmp_path / name, spaces(6))[0] for name in ("new.zip", "old.zip")]
     with torch.no_grad():
         assert torch.equal(networks[0](OBSERVATIONS), networks[1](OBSERVATIONS))
 
@@ -114,7 +117,7 @@ def test_old_zips_name_one_features_extractor(tmp_path: Path):
 def test_a_tanh_layer_on_top_is_refused(tmp_path: Path):
     trained(PPO, tmp_path / "agent.zip", net_arch=[32])
     with pytest.raises(UserError, match=r"mlp_extractor\.policy_net\.0\.weight is no part of a plain Nature CNN"):
-        read_foreign(tmp_path / "agent.zip", [6])
+        read_foreign(tmp_path / "agent.zip", spaces(6))
 
 
 def test_another_architecture_is_refused(tmp_path: Path):
@@ -123,11 +126,11 @@ def test_another_architecture_is_refused(tmp_path: Path):
     state["q_net.features_extractor.cnn.2.weight"] = torch.zeros(64, 32, 5, 5)
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"no Nature CNN: conv2\.weight has the shape \(64, 32, 5, 5\), not"):
-        read_foreign(tmp_path / "other.pth", [6])
+        read_foreign(tmp_path / "other.pth", spaces(6))
     state["q_net.features_extractor.cnn.0.weight"] = torch.zeros(32, 3, 8, 8)
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(UserError, match=r"3 channels, not the 4 frames"):
-        read_foreign(tmp_path / "other.pth", [6])
+        read_foreign(tmp_path / "other.pth", spaces(6))
 
 
 def saved(value: Any) -> bytes:
@@ -160,7 +163,7 @@ def test_cleanrl(tmp_path: Path, policy: bool):
     model = CleanRL(policy)
     path = tmp_path / "agent.cleanrl_model"
     torch.save(model.state_dict(), path)
-    network, layout, _ = read_foreign(path, [6])
+    network, layout, _ = read_foreign(path, spaces(6))
     assert network.head_kind == ("policy" if policy else "q")
     assert layout.fires
     with torch.no_grad():
@@ -181,7 +184,7 @@ def test_atari_agents(tmp_path: Path, legacy: bool):
     torch.save({"estimator_state": state, "step": 7}, buffer, _use_new_zipfile_serialization=not legacy)
     path = tmp_path / "model_50000000.gz"
     path.write_bytes(gzip.compress(buffer.getvalue()))
-    network, layout, _ = read_foreign(path, [6])
+    network, layout, _ = read_foreign(path, spaces(6))
     assert (layout.name, layout.fires) == ("atari-agents", False)
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
@@ -209,7 +212,7 @@ def test_pickled_objects_are_never_loaded(tmp_path: Path, kind: str):
             archive.writestr("data", "{}")
             archive.writestr("policy.pth", saved(Bomb(crater)))
     with pytest.raises(UserError, match=r"agent\.zip is no plain file of tensors.*never") as raised:
-        read_foreign(path, [6])
+        read_foreign(path, spaces(6))
     assert "\n" not in str(raised.value)
     assert not crater.exists()
 
@@ -227,7 +230,7 @@ def test_truncated_files(tmp_path: Path, kind: str):
         content = gzip.compress(state) if kind == "gzip" else state
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="agent file") as raised:
-        read_foreign(path, [6])
+        read_foreign(path, spaces(6))
     assert "\n" not in str(raised.value)
 
 
@@ -240,7 +243,7 @@ def test_rubbish(tmp_path: Path, content: bytes):
     path = tmp_path / "agent"
     path.write_bytes(content)
     with pytest.raises(UserError, match="agent file"):
-        read_foreign(path, [6])
+        read_foreign(path, spaces(6))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +260,7 @@ def test_rubbish(tmp_path: Path, content: bytes):
 def test_files_of_something_else(tmp_path: Path, value: Any, message: str):
     torch.save(value, tmp_path / "agent.pth")
     with pytest.raises(UserError, match=message):
-        read_foreign(tmp_path / "agent.pth", [6])
+        read_foreign(tmp_path / "agent.pth", spaces(6))
 
 
 def renamed(model: nn.Module, names: dict[str, str]) -> dict[str, torch.Tensor]:
@@ -286,7 +289,7 @@ Q_NET = {f"network.{i}": f"features_extractor.cnn.{i}" for i in (0, 2, 4)}
 def test_the_same_network_under_other_names(tmp_path: Path, policy: bool, names: dict[str, str], name: str):
     model = CleanRL(policy)
     torch.save(renamed(model, names), tmp_path / "agent.pt")
-    network, layout, _ = read_foreign(tmp_path / "agent.pt", [6])
+    network, layout, _ = read_foreign(tmp_path / "agent.pt", spaces(6))
     assert layout.name == name
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
@@ -298,7 +301,7 @@ def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, wrapper: str | None
     model = CleanRL(True)
     state: Any = {f"{prefix}{key}": value for key, value in model.state_dict().items()}
     torch.save({wrapper: state, "global_step": 7} if wrapper else state, tmp_path / "agent.pt")
-    network, *_ = read_foreign(tmp_path / "agent.pt", [6])
+    network, *_ = read_foreign(tmp_path / "agent.pt", spaces(6))
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
 
@@ -306,7 +309,7 @@ def test_wrappers_are_taken_off(tmp_path: Path, prefix: str, wrapper: str | None
 def test_safetensors_of_another_library(tmp_path: Path):
     model = CleanRL(False)
     save_file(model.state_dict(), tmp_path / "agent.safetensors")
-    network, *_ = read_foreign(tmp_path / "agent.safetensors", [6])
+    network, *_ = read_foreign(tmp_path / "agent.safetensors", spaces(6))
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
 
@@ -337,7 +340,7 @@ def test_dueling_agents(tmp_path: Path, library: str):
         names |= {f"{own}.2": f"{s}.output" for own, s in streams.items()}
         state = renamed(model, names)
     torch.save(state, tmp_path / "agent.pt")
-    network, layout, _ = read_foreign(tmp_path / "agent.pt", [6])
+    network, layout, _ = read_foreign(tmp_path / "agent.pt", spaces(6))
     assert layout.name == f"{library} dueling DQN"
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
@@ -382,7 +385,7 @@ def test_impala_agents_of_cleanrl(tmp_path: Path, policy: bool):
     torch.manual_seed(1)
     model = Impala(policy)
     torch.save(model.state_dict(), tmp_path / "agent.pt")
-    network, layout, _ = read_foreign(tmp_path / "agent.pt", [6])
+    network, layout, _ = read_foreign(tmp_path / "agent.pt", spaces(6))
     assert layout.name == f"CleanRL IMPALA {'PPO' if policy else 'DQN'}"
     assert network.head_kind == layout.head == ("policy" if policy else "q")
     assert network.channels["conv6"].writers == ("conv6", "conv8", "conv10")
@@ -391,7 +394,7 @@ def test_impala_agents_of_cleanrl(tmp_path: Path, policy: bool):
     state = model.state_dict() | {"network.1.conv.weight": torch.zeros(5, 3, 5, 5)}
     torch.save(state, tmp_path / "agent.pt")
     with pytest.raises(UserError, match=r"is no IMPALA ResNet: conv6 has the shape \(5, 3, 5, 5\)"):
-        read_foreign(tmp_path / "agent.pt", [6])
+        read_foreign(tmp_path / "agent.pt", spaces(6))
 
 
 def vectors(algorithm: type[BaseAlgorithm], path: Path) -> BaseAlgorithm:
@@ -403,7 +406,7 @@ def vectors(algorithm: type[BaseAlgorithm], path: Path) -> BaseAlgorithm:
 @pytest.mark.parametrize(("algorithm", "activation"), [(PPO, "tanh"), (DQN, "relu")])
 def test_policies_for_vectors(tmp_path: Path, algorithm: type[BaseAlgorithm], activation: str):
     model = vectors(algorithm, tmp_path / "agent.zip")
-    network, *_ = read_foreign(tmp_path / "agent.zip", [2])
+    network, *_ = read_foreign(tmp_path / "agent.zip", spaces(2, observations=CARTPOLE))
     assert [layer.op for layer in network.layers] == ["dense", activation, "dense", activation, "dense"]
     given = network.observations.random(5, 0)
     with torch.no_grad():
@@ -414,8 +417,8 @@ def test_policies_for_vectors(tmp_path: Path, algorithm: type[BaseAlgorithm], ac
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     pong = GameConfig("pong", "Pong", -20.7, 14.6)
     config = TeacherConfig(str(tmp_path / "agent.zip"), None, None, "auto", None)
-    with pytest.raises(UserError, match=r"shape \(4,\), float32, but pong gives \(4, 84, 84\), uint8"):
-        load_teacher(tmp_path / "agent.zip", config, pong, ["NOOP", "FIRE"])
+    with pytest.raises(UserError, match=r"takes 4 numbers, but the game's observations are \(4, 84, 84\)"):
+        load_teacher(tmp_path / "agent.zip", config, pong, atari("NOOP", "FIRE"))
 
 
 @pytest.mark.parametrize(("name", "op"), [("actor", "tanh"), ("network", "relu")])
@@ -425,7 +428,7 @@ def test_policies_for_vectors_of_cleanrl(tmp_path: Path, name: str, op: str):
     model = nn.Sequential(nn.Linear(4, 8), activation(), nn.Linear(8, 7), activation(), nn.Linear(7, 2))
     critic = {"critic.0.weight": torch.zeros(3, 4)} if name == "actor" else {}
     torch.save({f"{name}.{key}": value for key, value in model.state_dict().items()} | critic, tmp_path / "agent.pt")
-    network, *_ = read_foreign(tmp_path / "agent.pt", [2])
+    network, *_ = read_foreign(tmp_path / "agent.pt", spaces(2, observations=CARTPOLE))
     assert network.layers[1].op == op
     given = network.observations.random(5, 0)
     with torch.no_grad():
@@ -461,13 +464,13 @@ def test_flax_files_of_cleanrl(tmp_path: Path, policy: bool):
         content = trunk
     path = tmp_path / "agent.cleanrl_model"
     path.write_bytes(msgpack.packb(content))
-    network, *_ = read_foreign(path, [6])
+    network, *_ = read_foreign(path, spaces(6))
     with torch.no_grad():
         torch.testing.assert_close(network(OBSERVATIONS), model(OBSERVATIONS), rtol=0, atol=1e-5)
     content["1" if policy else "params"]["further"] = {"Dense_0": flax_layer(nn.Linear(3, 3))}
     path.write_bytes(msgpack.packb(content))
     with pytest.raises(UserError, match="is no array" if policy else r"further\.Dense_0\.\w+ is no part of a plain"):
-        read_foreign(path, [6])
+        read_foreign(path, spaces(6))
 
 
 def test_flax_statistics_beside_the_parameters_are_not_dropped(tmp_path: Path):
@@ -475,12 +478,12 @@ def test_flax_statistics_beside_the_parameters_are_not_dropped(tmp_path: Path):
     layer = flax_layer(nn.Linear(3, 3))
     path.write_bytes(msgpack.packb({"params": {"Dense_0": layer}, "batch_stats": {"BatchNorm_0": layer}}))
     with pytest.raises(UserError, match="batch_stats beside its parameters is not known"):
-        read_foreign(path, [6])
+        read_foreign(path, spaces(6))
 
 
 def test_pixels_that_were_not_divided(tmp_path: Path):
     model = trained(PPO, tmp_path / "agent.zip", normalize_images=False)
-    network, *_ = read_foreign(tmp_path / "agent.zip", [6])
+    network, *_ = read_foreign(tmp_path / "agent.zip", spaces(6))
     with torch.no_grad():
         found = network(OBSERVATIONS).log_softmax(1)
     torch.testing.assert_close(found, outputs(model), rtol=0, atol=1e-4)
@@ -507,7 +510,7 @@ def test_what_a_zip_says_of_its_network_is_believed(
 ):
     trained(algorithm, tmp_path / "agent.zip", **policy_kwargs)
     with pytest.raises(UserError, match=named):
-        read_foreign(tmp_path / "agent.zip", [6])
+        read_foreign(tmp_path / "agent.zip", spaces(6))
 
 
 @pytest.mark.parametrize(
@@ -529,15 +532,15 @@ def test_what_a_zip_says_of_its_actions_is_believed(tmp_path: Path, change: dict
         archive.writestr("data", json.dumps(settings))
         archive.writestr("policy.pth", policy)
     with pytest.raises(UserError, match=named):
-        read_foreign(tmp_path / "changed.zip", [6])
+        read_foreign(tmp_path / "changed.zip", spaces(6))
 
 
 def test_quantiles_without_their_number_are_not_guessed(tmp_path: Path):
     model = trained(QRDQN, tmp_path / "agent.zip", n_quantiles=9)
     torch.save(model.policy.state_dict(), tmp_path / "policy.pth")
     with pytest.raises(UserError, match="quantiles of 6 or of 18 actions; give the zip"):
-        read_foreign(tmp_path / "policy.pth", [6, 18])
-    assert read_foreign(tmp_path / "policy.pth", [6])[0].actions == 6
+        read_foreign(tmp_path / "policy.pth", spaces(6, 18))
+    assert read_foreign(tmp_path / "policy.pth", spaces(6))[0].actions == 6
 
 
 @pytest.mark.parametrize(
@@ -554,7 +557,7 @@ def test_quantiles_without_their_number_are_not_guessed(tmp_path: Path):
 def test_every_tensor_is_read_or_the_agent_refused(tmp_path: Path, further: str, named: str):
     torch.save(CleanRL(True).state_dict() | {further: torch.ones(512)}, tmp_path / "agent.pt")
     with pytest.raises(UserError, match=named):
-        read_foreign(tmp_path / "agent.pt", [6])
+        read_foreign(tmp_path / "agent.pt", spaces(6))
 
 
 @pytest.mark.parametrize(
@@ -572,7 +575,7 @@ def test_every_tensor_is_read_or_the_agent_refused(tmp_path: Path, further: str,
 def test_odd_tensors_are_named(tmp_path: Path, odd: torch.Tensor):
     torch.save(CleanRL(True).state_dict() | {"network.0.bias": odd}, tmp_path / "agent.pt")
     with pytest.raises(UserError, match=r"network\.0\.bias|conv1\.bias"):
-        read_foreign(tmp_path / "agent.pt", [6])
+        read_foreign(tmp_path / "agent.pt", spaces(6))
 
 
 def archive(path: Path, *names: str) -> None:
@@ -606,7 +609,7 @@ def test_files_that_are_no_agents_are_named(tmp_path: Path, content: bytes | lis
     else:
         path.write_bytes(content)
     with pytest.raises(UserError, match=named) as raised:
-        read_foreign(path, [6])
+        read_foreign(path, spaces(6))
     assert "\n" not in str(raised.value)
 
 
@@ -624,10 +627,10 @@ def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
         nested.write(tmp_path / "packed.pth", "policy.pth")
     script = (
         "import resource, sys\nfrom pathlib import Path\nfrom lrp_compress.agents.formats import read_foreign\n"
-        "from lrp_compress.support.errors import UserError\n"
+        "from lrp_compress.networks.spaces import ATARI, Spaces\nfrom lrp_compress.support.errors import UserError\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = peak()\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        read_foreign(path, [6])\n"
+        "    try:\n        read_foreign(path, Spaces(ATARI, {'minimal': ('NOOP',) * 6}))\n"
         "    except UserError as error:\n        print(path.name, peak() - start, error)\n"
     )
     done = forks.run("-c", [script, str(tmp_path)], tmp_path)

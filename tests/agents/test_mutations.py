@@ -25,6 +25,7 @@ from lrp_compress.config.schema import GameConfig, TeacherConfig
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.support.errors import UserError
+from tests.agents.environments import PONG_ACTIONS, atari
 from tests.agents.onnx_graphs import as_torch_writes
 
 FILES = 140  # of each format
@@ -33,7 +34,7 @@ PEAK = 300_000  # kB above the start
 WIDTHS = {"conv1": 4, "conv2": 5, "conv3": 6, "fc1": 7}
 CLEANRL = {"conv1": "network.0", "conv2": "network.2", "conv3": "network.4", "fc1": "network.7", "head": "network.9"}
 SB3 = {"conv1": "cnn.0", "conv2": "cnn.2", "conv3": "cnn.4", "fc1": "linear.0"}
-ACTIONS = ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+SPACES = atari(*PONG_ACTIONS)
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
 
 
@@ -147,7 +148,7 @@ def mutated(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def load(path: Path) -> Agent:
-    return load_teacher(path, TeacherConfig(str(path), None, None, "q", None), PONG, ACTIONS)
+    return load_teacher(path, TeacherConfig(str(path), None, None, "q", None), PONG, SPACES)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -19,6 +19,7 @@ from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import nature_cnn
 from lrp_compress.networks.spaces import ATARI, Decision
 from lrp_compress.support.errors import UserError
+from tests.agents.environments import spaces
 from tests.agents.onnx_graphs import Node, as_torch_writes, convolutions, weights, write
 from tests.compression.networks import built
 
@@ -56,7 +57,7 @@ def as_keras_writes(path: Path, made: Network) -> Path:
 @pytest.mark.parametrize("writer", [as_torch_writes, as_keras_writes])
 def test_other_frameworks_files_are_read(tmp_path: Path, writer: Any):
     made = network()
-    read, layout, _ = read_foreign(writer(tmp_path / "agent.onnx", made), [6, 18], "policy")
+    read, layout, _ = read_foreign(writer(tmp_path / "agent.onnx", made), spaces(6, 18), "policy")
     assert (read.widths, read.head_kind, read.actions, layout.name) == (WIDTHS, "policy", 6, "ONNX")
     with torch.inference_mode():
         torch.testing.assert_close(read(PIXELS), made(PIXELS), rtol=1e-4, atol=1e-5)
@@ -66,7 +67,7 @@ def test_other_frameworks_files_are_read(tmp_path: Path, writer: Any):
 def test_our_own_file_says_how_it_plays(tmp_path: Path, head: str):
     agent = Agent(network(head), AgentInfo("pong", "minimal", True, {}, {}, frame_skip=3))
     save_float(tmp_path / "agent.onnx", agent)
-    read, layout, _ = read_foreign(tmp_path / "agent.onnx", [6])
+    read, layout, _ = read_foreign(tmp_path / "agent.onnx", spaces(6))
     assert (read.head_kind, layout.fires, layout.frame_skip) == (head, True, 3)
     with torch.inference_mode():
         torch.testing.assert_close(read(PIXELS), agent.network(PIXELS), rtol=1e-4, atol=1e-5)
@@ -75,7 +76,7 @@ def test_our_own_file_says_how_it_plays(tmp_path: Path, head: str):
 def test_convolutions_in_groups(tmp_path: Path):
     agent = Agent(built("depthwise"), AgentInfo("pong", "minimal", True, {}, {}))
     save_float(tmp_path / "agent.onnx", agent)
-    read, *_ = read_foreign(tmp_path / "agent.onnx", [6])
+    read, *_ = read_foreign(tmp_path / "agent.onnx", spaces(6))
     assert read.layers == agent.network.layers
     with torch.inference_mode():
         torch.testing.assert_close(read(PIXELS), agent.network(PIXELS), rtol=1e-4, atol=1e-5)
@@ -137,7 +138,7 @@ def residual_network() -> Network:
 @pytest.mark.parametrize("last", [False, True])
 def test_a_graph_is_read_in_any_writing(tmp_path: Path, last: bool):
     made = residual_network()
-    read, *_ = read_foreign(residual(tmp_path / "agent.onnx", made, last), [6], "policy")
+    read, *_ = read_foreign(residual(tmp_path / "agent.onnx", made, last), spaces(6), "policy")
     assert read.layers == made.layers
     for key, value in made.state_dict().items():
         torch.testing.assert_close(read.state_dict()[key], value, rtol=0, atol=0 if key != "conv2.weight" else 1e-7)
@@ -145,7 +146,7 @@ def test_a_graph_is_read_in_any_writing(tmp_path: Path, last: bool):
 
 def refused(path: Path, head: str = "policy", actions: Sequence[int] = (6,)) -> str:
     with pytest.raises(UserError) as raised:
-        read_foreign(path, actions, head)
+        read_foreign(path, spaces(*actions), head)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -188,7 +189,7 @@ def test_files_that_are_not_read(tmp_path: Path):
     assert "is no layer here" in refused(path)
     nodes: list[Node] = [("Relu", ["obs"], "out", {})]
     assert "must be observations alone" in refused(write(path, nodes, {}, ["out"], kind=TensorProto.DOUBLE))
-    assert "read are pictures and vectors" in refused(write(path, nodes, {}, ["out"], (84, 84)))
+    assert "shape (84, 84), but the game gives (4, 84, 84)" in refused(write(path, nodes, {}, ["out"], (84, 84)))
     assert "by relu, not by a dense layer" in refused(write(path, nodes, {}, ["out"]))
 
 

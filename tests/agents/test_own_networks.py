@@ -22,7 +22,7 @@ from torch import nn
 from lrp_compress.agents.checkpoints import Agent, save_agent
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import GameConfig, TeacherConfig
-from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.environments.atari import game_spaces
 from lrp_compress.networks.graph import Network
 from lrp_compress.support.errors import UserError
 
@@ -175,11 +175,11 @@ def weights(folder: Path, function: str) -> nn.Module:
 def load(function: str, head: str = "policy") -> Agent:
     path = Path("weights.safetensors")
     config = TeacherConfig(str(path), None, None, head, f"my_network:{function}")
-    return load_teacher(path, config, PONG, minimal_actions("pong"))
+    return load_teacher(path, config, PONG, game_spaces("pong"))
 
 
 def load_file(path: Path, head: str = "policy") -> Agent:
-    return load_teacher(path, TeacherConfig(str(path), None, None, head, None), PONG, minimal_actions("pong"))
+    return load_teacher(path, TeacherConfig(str(path), None, None, head, None), PONG, game_spaces("pong"))
 
 
 def exported(module: nn.Module, path: Path, shape: tuple[int, ...] = (4, 84, 84)) -> Path:
@@ -384,7 +384,7 @@ def test_the_documentations_network_is_read(tmp_path: Path, monkeypatch: pytest.
     module = importlib.import_module("my_network").Mine().eval()
     module.load_state_dict(torch.load("weights.pt", weights_only=True))
     config = TeacherConfig("weights.pt", None, None, "policy", "my_network:Mine")
-    network = load_teacher(Path("weights.pt"), config, PONG, minimal_actions("pong")).network
+    network = load_teacher(Path("weights.pt"), config, PONG, game_spaces("pong")).network
     with torch.inference_mode():
         torch.testing.assert_close(network(PIXELS), module(PIXELS), rtol=1e-4, atol=1e-5)
     same(load_file(Path("policy.pt2")).network, network)

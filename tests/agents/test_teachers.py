@@ -13,26 +13,27 @@ import torch
 from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, save_agent
 from lrp_compress.agents.teachers import load_teacher, teacher_path, teachers_dir
 from lrp_compress.config.schema import GameConfig, TeacherConfig, TrackingConfig
-from lrp_compress.environments.atari import minimal_actions
+from lrp_compress.environments.atari import game_spaces
 from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.networks.spaces import Decision, Observations
 from lrp_compress.support.errors import UserError
+from tests.agents.environments import PONG_ACTIONS, atari
 
 BREAKOUT = GameConfig("breakout", "Breakout", 1.7, 30.5)
 PONG = GameConfig("pong", "Pong", -20.7, 14.6)
 SHIPPED = TeacherConfig("auto", None, None, "auto", None)
 NOWHERE = TrackingConfig(None, "lrp_compress", 1.0)
-ACTIONS = {
-    "breakout": ["NOOP", "FIRE", "RIGHT", "LEFT"],
-    "pong": ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"],
-    "freeway": ["NOOP", "UP", "DOWN"],
+SPACES = {
+    "breakout": atari("NOOP", "FIRE", "RIGHT", "LEFT"),
+    "pong": atari(*PONG_ACTIONS),
+    "freeway": atari("NOOP", "UP", "DOWN"),
 }
 
 
 def load(config: TeacherConfig, game: GameConfig, cache: Path = Path("unused")) -> Agent:
     path = teacher_path(config, game, cache, NOWHERE)
-    return load_teacher(path, config, game, ACTIONS[game.name])
+    return load_teacher(path, config, game, SPACES[game.name])
 
 
 def own_agent(path: Path, fire: bool) -> TeacherConfig:
@@ -56,8 +57,7 @@ def test_every_shipped_agent_plays_the_game_it_is_named_after():
     assert paths
     for path in paths:
         game = dataclasses.replace(PONG, name=path.stem)
-        actions = minimal_actions(path.stem)
-        assert load_teacher(path, SHIPPED, game, actions).info.game == path.stem
+        assert load_teacher(path, SHIPPED, game, game_spaces(path.stem)).info.game == path.stem
 
 
 def test_a_game_without_a_shipped_agent():
