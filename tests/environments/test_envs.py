@@ -15,8 +15,9 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent, AgentInfo
-from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Interface, Protocol, Step, envs_for
+from lrp_compress.environments.atari import PROTOCOLS, AtariEnvs, Interface, Protocol, Step, envs_for, game_spaces
 from lrp_compress.networks.nature import nature_cnn
+from lrp_compress.networks.spaces import ATARI
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.processes import process_start
 from tests.commands.forks import Forks
@@ -102,6 +103,18 @@ def test_the_types_and_shapes_are_as_documented():
     for flags in (step.ended, step.capped, step.first):
         assert (flags.dtype, flags.shape) == (np.bool_, (3,))
     assert (step.lives.dtype, step.lives.tolist()) == (np.int64, [5, 5, 5])
+
+
+@pytest.mark.parametrize(("game", "minimal"), [("pong", 6), ("freeway", 3), ("seaquest", 18)])
+def test_an_environment_declares_what_it_gives_and_takes(game: str, minimal: int):
+    spaces = game_spaces(game)
+    assert spaces.observations == ATARI
+    assert {name: len(actions) for name, actions in spaces.actions.items()} == {"minimal": minimal, "full": 18}
+    assert spaces.action_sets == ({minimal: "minimal", 18: "full"} if minimal < 18 else {18: "full"})
+    with AtariEnvs(game, 2, "noop", seed=0) as envs:
+        step = envs.reset()
+        assert envs.observations == spaces.observations
+        assert (step.observations.shape[1:], str(step.observations.dtype)) == (ATARI.shape, ATARI.dtype)
 
 
 def test_observations_of_earlier_steps_stay_as_they_were():

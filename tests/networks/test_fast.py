@@ -8,7 +8,7 @@ import torch
 from lrp_compress.networks.fast import batched_outputs, check_device, dense_values, fast_outputs, faster_precision
 from lrp_compress.networks.graph import Layer, Network
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
-from lrp_compress.networks.spaces import ATARI, Decision
+from lrp_compress.networks.spaces import ATARI, Decision, Observations
 from lrp_compress.support.errors import UserError
 
 NETWORKS = {
@@ -61,6 +61,19 @@ def test_outputs_are_the_networks(kind: str, memory_format: torch.memory_format)
     assert expected.std(0).max() > 1e-4  # the frames do matter
     assert outputs.dtype == torch.float32
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "unit"), [((3, 64, 96), 255.0), ((4, 82, 85), 255.0), ((1, 84, 84), 2.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_of_other_sizes_and_units(shape: tuple[int, ...], unit: float, dtype: torch.dtype):
+    torch.manual_seed(0)
+    observations = Observations(shape, "uint8", unit)
+    network = nature_cnn(*NETWORKS["odd"], actions=5, observations=observations)
+    given = observations.random(5, seed=1)
+    with torch.no_grad():
+        expected, outputs = network(given), fast_outputs(network, given, dtype)
+    accuracy = 1e-5 if dtype == torch.float32 else 2e-2
+    assert (outputs - expected).abs().max() < accuracy * expected.abs().max()
 
 
 @pytest.mark.parametrize("kind", ["nature", "odd", "impala"])
