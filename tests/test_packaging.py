@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lrp_compress
 
@@ -71,3 +72,22 @@ def test_every_dependency_is_constrained():
     pins = [line.partition("==")[0] for line in (REPOSITORY / "constraints.txt").read_text().splitlines()]
     names = {line.partition(">")[0].partition("[")[0] for line in wanted}
     assert names - {project["name"]} <= set(pins)
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed; CI has it")
+@pytest.mark.parametrize(("password", "said"), [("secret", ""), ("", "set it to a password of your choice")])
+def test_the_compose_file_is_one(password: str, said: str):
+    """Read by the docker-compose that Debian has, which knows all of the file but its name, and needs no engine."""
+    file = (REPOSITORY / "docker" / "compose.yaml").read_text()
+    nameless = "".join(line for line in file.splitlines(keepends=True) if not line.startswith("name:"))
+    command = ["docker-compose", "-f", "-", "--project-directory", str(REPOSITORY / "docker"), "config"]
+    variables = {**os.environ, "POSTGRES_PASSWORD": password, "STUDY": "game=pong search=smoke"}
+    done = subprocess.run(command, input=nameless, env=variables, capture_output=True, text=True)
+    if said:
+        assert (done.returncode, said in done.stderr) == (1, True)
+        return
+    assert done.returncode == 0, done.stderr
+    services = yaml.safe_load(done.stdout)["services"]
+    assert services.keys() == {"postgres", "mlflow", "worker"}
+    assert services["worker"]["environment"]["STUDY"].startswith("game=pong search=smoke search.storage=postgresql")
+    assert all(service["cap_drop"] == ["ALL"] for service in services.values())
