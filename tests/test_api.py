@@ -20,11 +20,11 @@ from lrp_compress.support.files import read_json
 pytestmark = pytest.mark.slow
 
 SMALL = (
-    "rollouts={states: 128, envs: 4, every: 2}",
+    "rollouts={states: 128, envs: 2, every: 2}",
     "criterion.states=32",
     "repair={states: 64, strength: 0.1}",
-    "distill={samples: 512, envs: 8, replay_states: 4096, precision: float32}",
-    "evaluate={episodes: 2, pruned_episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
+    "distill={samples: 512, envs: 4, replay_states: 4096, precision: float32}",
+    "evaluate={episodes: 2, pruned_episodes: 2, envs: 1, stall_limit: 200, max_frames: 400}",
     "quantize=none",
     "export=[]",
     "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",

@@ -22,11 +22,11 @@ pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EXAMPLE = EXAMPLES / "play_onnx.py"
 TINY = [
-    "rollouts={states: 128, envs: 4, every: 2}",
+    "rollouts={states: 128, envs: 2, every: 2}",
     "criterion.states=32",
     "repair={states: 64, strength: 0.1}",
-    "distill={samples: 512, envs: 8, replay_states: 4096}",
-    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
+    "distill={samples: 512, envs: 4, replay_states: 4096}",
+    "evaluate={episodes: 2, envs: 1, stall_limit: 200, max_frames: 400}",
 ]
 # as if nothing else were installed
 ALONE = "import runpy, sys; sys.modules.update(dict.fromkeys(['torch', 'gymnasium', 'lrp_compress', 'onnx'])); "

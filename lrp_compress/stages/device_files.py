@@ -73,7 +73,7 @@ class OwnPlay:
     @cached_property
     def _observations(self) -> NDArray[np.uint8]:
         states = 2 * self._half
-        how = RolloutsConfig(states=states, envs=min(ENVS, states), block=1, every=EVERY)
+        how = RolloutsConfig(states=states, envs=min(ENVS, max(2, states // 8)), block=1, every=EVERY)
         seed = self._run.seed("quantize", "play")
         played = announced(
             "play of the student",

@@ -20,11 +20,11 @@ from tests.commands.running import REPOSITORY, environment
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "docs" / "quickstart.md"]
 BLOCK = re.compile(r"```(sh|python)\n(.*?)```", re.DOTALL)
 BEHIND = [
-    "rollouts={states: 128, envs: 4, every: 2}",
+    "rollouts={states: 128, envs: 2, every: 2}",
     "criterion={states: 32, batch_size: 16}",
     "repair.strength=0.1",
-    "distill={samples: 500, step_samples: 500, envs: 8, replay_states: 4096}",
-    "evaluate={episodes: 2, pruned_episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
+    "distill={samples: 500, step_samples: 500, envs: 4, replay_states: 4096}",
+    "evaluate={episodes: 2, pruned_episodes: 2, envs: 1, stall_limit: 200, max_frames: 400}",
     "quantize={states: 4, min_agreement: 0, distill: never}",
     "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
 ]

@@ -34,13 +34,13 @@ SMALL = [
     "game=breakout",
     "prune=linear",
     "prune.steps=2",
-    "rollouts={states: 128, envs: 4, every: 2}",
+    "rollouts={states: 128, envs: 2, every: 2}",
     "criterion.states=32",
     "criterion.batch_size=16",
     "repair.strength=0.1",
     # a set precision, because a measured one may differ from run to run
     "distill={samples: 2000, step_samples: 300, batch_size: 128, envs: 4, replay_states: 2048, precision: float32}",
-    "evaluate={episodes: 2, envs: 2, stall_limit: 200, max_frames: 400}",
+    "evaluate={episodes: 2, envs: 1, stall_limit: 200, max_frames: 400}",
     "quantize={states: 4, min_agreement: 0.2, distill: always, samples: 300}",
     "latency={rounds: 2, decisions: 5, warmup: 2, max_rounds: 2}",
 ]

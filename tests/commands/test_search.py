@@ -18,9 +18,9 @@ from tests.commands.running import Command
 TINY = (
     *("game=breakout", "experiment=smoke", "search=smoke", "search.n_trials=2", "search.floor=null"),
     *("search.space.min_samples=256", "search.space.max_samples=1024", "distill.step_samples=256"),
-    *("rollouts.states=128", "rollouts.block=32", "rollouts.envs=4", "criterion.states=32"),
-    *("repair.strength=0.1", "distill.min_agreement=null", "distill.envs=8"),
-    *("evaluate.episodes=2", "evaluate.envs=2", "evaluate.max_frames=400", "search.confirm_episodes=2"),
+    *("rollouts.states=128", "rollouts.block=32", "rollouts.envs=2", "criterion.states=32"),
+    *("repair.strength=0.1", "distill.min_agreement=null", "distill.envs=4"),
+    *("evaluate.episodes=2", "evaluate.envs=1", "evaluate.max_frames=400", "search.confirm_episodes=2"),
     *("latency.rounds=1", "latency.decisions=5", "latency.max_rounds=1"),
 )
 

@@ -28,7 +28,7 @@ SMALL = [
     "train.precision=float32",
     "train.hyperparameters.n_steps=16",
     "train.hyperparameters.batch_size=32",
-    "evaluate={episodes: 2, envs: 2, max_frames: 400}",
+    "evaluate={episodes: 2, envs: 1, max_frames: 400}",
 ]
 
 
@@ -105,7 +105,7 @@ def test_its_agent_is_compressed(killed_once: tuple[Path, str], lrp_compress: Co
         "game=pong", f"teacher.source={agent}", "distill=none", "tracking=none", "repair.strength=0.1",
         "criterion.states=32",
         "quantize=none", "export=[]", "prune.evaluate=false",
-        "rollouts={states: 64, envs: 4}", "evaluate={episodes: 2, envs: 2, max_frames: 400}",
+        "rollouts={states: 64, envs: 2}", "evaluate={episodes: 2, envs: 1, max_frames: 400}",
         "latency={rounds: 1, decisions: 5, warmup: 2, max_rounds: 1}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
