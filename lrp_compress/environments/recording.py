@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.environments.acting import act, cores_shared_with_emulators
-from lrp_compress.environments.atari import envs_for
 from lrp_compress.environments.groups import Acting
 
 
@@ -30,7 +29,8 @@ def record_play(agent: Agent, acting: Acting, steps: int) -> NDArray[np.uint8]:
     """
     rng = np.random.default_rng(acting.seed)
     observations: list[NDArray[np.uint8]] = []
-    with cores_shared_with_emulators(), envs_for(agent, 1, acting.protocol, acting.seed, threads=1) as envs:
+    lent = acting.emulators.groups(agent, 1, acting.protocol, acting.seed, count=1)
+    with cores_shared_with_emulators(), lent as (envs,):
         step = envs.reset()
         while len(observations) < steps and not step.ended[0]:
             observations.append(step.observations[0])

@@ -41,29 +41,40 @@ def test_kept_emulators_play_the_games_of_new_ones(protocol: str):
     lent = []
     for seed, steps in ((5, 60), (9, 3), (9, 60), (5, 60)):
         with emulators.groups(agent(), ENVS, protocol, seed) as groups:
-            lent.append(groups)
+            lent.append(set(map(id, groups)))
             assert [envs.envs for envs in groups] == [2, 1]
             assert same(played(groups, steps), fresh[seed][: 2 * (steps + 1)])
             groups[0].send(np.ones(2, dtype=np.int64))  # what is in flight when they are given back is forgotten
-    assert all(groups is lent[0] for groups in lent)
+    assert all(groups == lent[0] for groups in lent)
 
 
 def test_only_who_needs_the_same_gets_them():
     emulators = Emulators()
     wanted = agent(), ENVS, "noop", 0
-    with emulators.groups(*wanted) as meanwhile, emulators.groups(*wanted) as first:
-        assert meanwhile is not first
-    others = [
-        (agent(), ENVS + 1, "noop", {}),
+    with emulators.groups(*wanted) as meanwhile, emulators.groups(*wanted) as others:
+        first = set(map(id, meanwhile + others))
+        assert len(first) == 4
+    unlike = [
+        (agent(), 2 * ENVS, "noop", {}),
         (agent(), ENVS, "sticky", {}),
         (agent(), ENVS, "noop", {"max_frames": 400}),
         (agent("pong", 6), ENVS, "noop", {}),
     ]
-    for player, envs, protocol, more in others:
+    for player, envs, protocol, more in unlike:
         with emulators.groups(player, envs, protocol, 0, **more) as groups:
-            assert groups is not first
+            assert not first & set(map(id, groups))
     with emulators.groups(*wanted) as again:
-        assert again is meanwhile
+        assert set(map(id, again)) <= first
+
+
+def test_fewer_than_before_are_none_made():
+    emulators = Emulators()
+    with emulators.groups(agent(), ENVS, "noop", 0, count=ENVS) as groups:
+        before = set(map(id, groups))
+    with emulators.groups(agent(), 2, "noop", 7, count=2) as groups:
+        assert set(map(id, groups)) < before
+        expected = played(list(env_groups(agent(), 2, "noop", 7, count=2)))
+        assert same(played(groups), expected)
 
 
 def test_after_an_error_they_are_made_anew():
