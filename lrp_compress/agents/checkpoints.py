@@ -25,6 +25,8 @@ FORMATS = ("lrp_compress/1", "lrp_compress/2")  # the first says the widths of a
 ACTION_SETS = ("minimal", "full")
 MOST_FRAMES = 60  # of a decision: a second
 ROM_ID = re.compile("[a-z0-9_]{1,40}")
+SCORE = "score"  # in an agent's lineage, the mean return that its file said it has
+MOST_HEADER = 2**22  # bytes of JSON
 HEADER_START = 4096  # bytes of a file in which our metadata begins
 
 
@@ -127,6 +129,9 @@ def load_agent(path: str | Path) -> Agent:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"agent file {path} does not exist")
+    with open(path, "rb") as file:
+        if (size := int.from_bytes(file.read(8), "little")) > MOST_HEADER and is_own(path):
+            raise UserError(f"agent file {path} cannot be read: its header has {size} bytes, more than {MOST_HEADER}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -156,7 +161,13 @@ def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
         header, tensors = _plain(header, tensors)
     make = _nature if version == FORMATS[0] else _network
     network = build(lambda: make(header), tensors)
-    return Agent(network, AgentInfo(**header))
+    info = AgentInfo(**header)
+    for layer, kept in info.kept.items():
+        if len(set(kept)) != network.widths.get(layer) or len(kept) != len(set(kept)) or min(kept) < 0:
+            raise ValueError(f"kept does not list the channels of {layer[:40]}, each once")
+    if not isinstance(info.lineage.get(SCORE, 0.0), int | float):
+        raise ValueError(f"{SCORE} in its lineage is no number")
+    return Agent(network, info)
 
 
 def _nature(header: dict[str, Any]) -> Network:

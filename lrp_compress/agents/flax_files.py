@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 ARRAY = 1
+MOST_OBJECTS = 2**16  # an empty list takes one byte in the file and sixty in memory
 TYPES = ("float32", "float16", "float64")
 CONVS = {"Conv_0": "network.0", "Conv_1": "network.2", "Conv_2": "network.4"}
 
@@ -44,7 +45,21 @@ def read_flax(content: bytes) -> dict[str, Tensor]:
     ValueError
         If the content is no such file.
     """
-    tree = msgpack.unpackb(content, ext_hook=_array, strict_map_key=False, max_ext_len=len(content))
+    left = iter(range(MOST_OBJECTS))
+
+    def counted(made: Any) -> Any:
+        if next(left, None) is None:
+            raise ValueError(f"it holds more than {MOST_OBJECTS} lists and objects")
+        return made
+
+    tree = msgpack.unpackb(
+        content,
+        ext_hook=lambda kind, data: counted(_array(kind, data)),
+        list_hook=counted,
+        object_hook=counted,
+        strict_map_key=False,
+        max_ext_len=len(content),
+    )
     tree = tree.get("model_weights", tree) if isinstance(tree, dict) else tree
     parts = _parts(tree)
     flat = {f"{part}{name}": array for part, params in parts.items() for name, array in _flat(params)}

@@ -32,7 +32,9 @@ from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 
-LARGEST = 2**27  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
+LARGEST = 2**26  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
+MOST_TEXT = 2**22  # bytes of JSON, which takes twenty times as much when it is read
+MOST_OBJECTS = 2**20  # in a pickle
 AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model", ".onnx", ".pt2")
 WRAPPERS = ("model_state_dict", "state_dict", "model_weights", "estimator_state", "agent", "model")
 SCORES = ("mean_reward", "eval_mean_reward", "mean_return", "mean_score", "score")
@@ -117,7 +119,7 @@ def _read_content(path: Path, source: str) -> tuple[bytes, Mapping[str, Any]]:
 def _read_state(content: bytes, source: str) -> tuple[State, float | None]:
     """Read the tensors and the score stated."""
     try:
-        state = _parsed(content)
+        state = _parsed(content, source)
     except UserError:
         raise
     except (pickle.UnpicklingError, RecursionError) as error:
@@ -168,11 +170,15 @@ def _content(path: Path, source: str) -> tuple[bytes, Mapping[str, Any]]:
     return _unzipped(content, source) if content[:2] == b"PK" else (content, {})
 
 
-def _parsed(content: bytes) -> Any:
+def _parsed(content: bytes, source: str) -> Any:
     if content[8:9] == b"{":  # after the length of its header safetensors has JSON
+        if int.from_bytes(content[:8], "little") > MOST_TEXT:
+            raise UserError(f"{source}: its header has more than {MOST_TEXT >> 20} MiB")
         return load(content)
     if is_flax(content):
         return read_flax(content)
+    if content[:2] != b"PK":
+        _check_objects(content, source)
     with warnings.catch_warnings():  # of odd pickles; the error says it all
         warnings.simplefilter("ignore")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -184,6 +190,8 @@ def _unzipped(content: bytes, source: str) -> tuple[bytes, Mapping[str, Any]]:
         names = archive.namelist()
         _check_size(sum(item.file_size for item in archive.infolist()), source)
         if "policy.pth" in names:
+            if archive.getinfo("data").file_size > MOST_TEXT:
+                raise UserError(f"{source}: its settings have more than {MOST_TEXT >> 20} MiB")
             settings = json.loads(archive.read("data"))
             policy = archive.read("policy.pth")
             if policy[:2] == b"PK":
@@ -195,6 +203,9 @@ def _unzipped(content: bytes, source: str) -> tuple[bytes, Mapping[str, Any]]:
             raise UserError(f"{source} holds NumPy arrays; only whole agents are read")
         if any("/code/" in name for name in names):
             raise UserError(f"{source} is a TorchScript program, which is never run; save the state_dict")
+        for name in names:
+            if name.endswith(".pkl"):
+                _check_objects(archive.read(name), source)
     return content, {}
 
 
@@ -215,6 +226,13 @@ def _check_size(size: int, source: str) -> None:
         raise UserError(
             f"{source} would take {size / 2**20:,.0f} MiB; agents of more than {LARGEST >> 20} are not read"
         )
+
+
+def _check_objects(content: bytes, source: str) -> None:
+    """Refuse a pickle of empty lists and the like, each of which takes seventy bytes of memory for one in the file."""
+    made = sum(content.count(opcode) for opcode in (b"]", b"}", b"("))
+    if made > max(MOST_OBJECTS, len(content) // 64):  # in the numbers of weights these bytes are rarer
+        raise UserError(f"{source} holds {made:,} objects, which no agent has; it is not read")
 
 
 def _line(error: Exception) -> str:

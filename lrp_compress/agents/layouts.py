@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lrp_compress.agents.architectures import IMPALA, NATURE, RELU_MLP, TANH_MLP, Architecture, State
-from lrp_compress.agents.zip_settings import check_actions, check_settings, input_scale, stated_actions
+from lrp_compress.agents.zip_settings import check_actions, check_pictures, check_settings, input_scale, stated_actions
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.spaces import Spaces
 from lrp_compress.networks.values import Unread
@@ -32,6 +32,7 @@ SB3_CNN = ("cnn.0", "cnn.2", "cnn.4", "linear.0")
 CLEANRL = ("network.0", "network.2", "network.4", "network.7")
 SEQUENCE = ("conv", *(f"res_block{block}.conv{number}" for block in (0, 1) for number in (0, 1)))
 CLEANRL_IMPALA = (*(f"network.{place}.{name}" for place in (0, 1, 2) for name in SEQUENCE), "network.5")
+QUANTILES = 200  # of an action, by QR-DQN's default
 PREFIXES = ("_orig_mod.", "module.", "model.", "policy.", "agent.")  # of wrappers around the network
 UNFIT = {  # parts of names that tell an agent which is no plain network
     r"(^|[._])(lstm|gru|rnn)": "a recurrent agent (LSTM)",
@@ -167,7 +168,8 @@ def network_from_state(
         tensors |= _mean_quantiles(source, tensors, settings, spaces)
     first = f"{names[0]}.weight"
     if made.convolutions:
-        tensors[first] = tensors[first] * input_scale(settings)
+        check_pictures(settings, spaces.observations, source)
+        tensors[first] = tensors[first] * input_scale(settings, source)
     try:
         network = made.make(tensors, layout.head, spaces.observations)
     except (Unread, ValueError) as error:
@@ -289,10 +291,10 @@ def _mean_quantiles(source: str, tensors: State, settings: Mapping[str, Any], sp
     counts = [count for count in stated if outputs % count == 0]
     if not counts:
         raise UserError(f"{source}: {outputs} quantiles in all are not the same number for every action")
-    if len(counts) > 1:
+    if len(counts) > 1 or (not settings and outputs != QUANTILES * counts[0]):
         raise UserError(
-            f"{source}: {outputs} outputs may be the quantiles of {' or of '.join(map(str, counts))} actions; give the "
-            "zip that Stable-Baselines3 saved, which says which"
+            f"{source}: {outputs} outputs may be the quantiles of {' or of '.join(map(str, counts))} actions or "
+            "others; give the zip that Stable-Baselines3 saved, which says which"
         )
     layer = {key: tensors[key] for key in ("head.weight", "head.bias")}
     return {key: tensor.view(-1, counts[0], *tensor.shape[1:]).mean(0) for key, tensor in layer.items()}

@@ -24,7 +24,6 @@ from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
 
 DTYPES: Mapping[int, Any] = {TensorProto.UINT8: np.uint8, TensorProto.FLOAT: np.float32}
-MOST = 64  # observations that a file may take at once, where it says how many
 HEAD = "head"  # in the metadata of this project's own files
 
 
@@ -80,7 +79,7 @@ def read_onnx(content: bytes, head: str, spaces: Spaces, source: str) -> tuple[N
             raise _not_run(source, error) from error
         return torch.from_numpy(computed)
 
-    check_same(network, original, source, min(_shape(given)[0] or 4, MOST))
+    check_same(network, original, source, _shape(given)[0] or 4)
     fires, frame_skip = stated.get("fire_on_life_loss") == "true", stated.get("frame_skip", "4")
     return network, Layout("ONNX", head, (), fires=fires, frame_skip=int(frame_skip) if frame_skip.isdigit() else 4)
 
@@ -102,10 +101,14 @@ def _given(graph: onnx.GraphProto, source: str) -> onnx.ValueInfoProto:
     weights = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1 or inputs[0].type.tensor_type.elem_type not in DTYPES:
-        told = ", ".join(f"{value.name} of shape {_shape(value)}" for value in inputs)
+        told = ", ".join(f"{value.name} of shape {_shape(value)} and type {_dtype(value)}" for value in inputs)
         raise UserError(f"{source} takes {told[:200] or 'nothing'}; it must be observations alone, uint8 or float32")
     given: onnx.ValueInfoProto = inputs[0]
     return given
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    return str(TensorProto.DataType.Name(value.type.tensor_type.elem_type)).lower()
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -14,6 +15,8 @@ from lrp_compress.networks.values import Unread, Value
 from lrp_compress.support.errors import UserError
 
 TOLERANCE = 1e-3  # relative to the largest output
+MOST_NUMBERS = 2**26  # that layers compute when a network is compared
+MOST_AT_ONCE = 1024  # observations that a file may be fixed to
 
 
 def settled_head(head: str, stated: str | None, source: str) -> str:
@@ -39,8 +42,12 @@ def check_shape(shape: Sequence[int | str], observations: Observations, source: 
         If its shape is another.
     """
     given = observations.shape
+    if not all(isinstance(side, int) and side > 0 for side in shape):
+        raise UserError(
+            f"{source} takes observations whose size is not fixed; export it for those of the game, {given}"
+        )
     if tuple(shape) not in (given, (*given[1:], given[0])):
-        told = ", ".join(str(side or "any") for side in shape)[:200]
+        told = ", ".join(map(str, shape))[:200]
         raise UserError(
             f"{source} takes observations of shape ({told}), but the game gives {given}; it was trained in another "
             "environment"
@@ -109,8 +116,14 @@ def check_same(network: Network, original: Callable[[Tensor], Tensor], source: s
     Raises
     ------
     UserError
-        If they compute something else.
+        If they compute something else, or to compare them takes too much memory.
     """
+    values = count * sum(math.prod(shape) for shape in network.shapes.values())
+    if values > MOST_NUMBERS or count > MOST_AT_ONCE:
+        raise UserError(
+            f"{source} computes {values:,} numbers for {count} observations at once; at most {MOST_NUMBERS:,} for "
+            f"{MOST_AT_ONCE} are read"
+        )
     observations = network.observations.random(count, 0)
     expected, ours = original(observations), network(observations)
     largest = max(1e-6, float(expected.abs().max()))

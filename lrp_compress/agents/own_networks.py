@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lrp_compress.agents.architectures import State
 from lrp_compress.agents.outputs import check_same, check_shape, policy_of, settled_head
@@ -16,8 +17,6 @@ from lrp_compress.networks.programs import Program, read_program
 from lrp_compress.networks.reading import BATCH, read_module, read_outputs, unknown_call
 from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
-
-MOST = 64  # observations that a program may take at once, where it says how many
 
 
 def own_network(name: str, state: State, head: str, spaces: Spaces) -> Network:
@@ -84,11 +83,14 @@ def module_network(module: nn.Module, head: str, spaces: Spaces, source: str) ->
     program = read_module(module, spaces.observations, source)
     output, network = _policy(program, head, spaces, source)
 
-    def original(observations: Tensor) -> Tensor:
-        outputs = module(_laid_out(program, observations))
-        return outputs if isinstance(outputs, Tensor) else program.run(_laid_out(program, observations), output)
+    place = program.outputs.index(output)
 
-    check_same(network, original, source, BATCH)
+    def original(observations: Tensor) -> Tensor:
+        outputs = tree_leaves(module(_laid_out(program, observations)))
+        tensors: list[Tensor] = [one for one in outputs if isinstance(one, Tensor)]
+        return tensors[place]
+
+    check_same(network, original, source, BATCH + 3)  # of another number of observations a module may make another use
     return network
 
 
@@ -124,7 +126,7 @@ def program_network(content: bytes, head: str, spaces: Spaces, source: str) -> N
     batch, *shape = program.shapes[program.inputs[0]]
     check_shape(shape, spaces.observations, source)
     output, network = _policy(program, head, spaces, source)
-    count = min(batch, MOST) if isinstance(batch, int) else 4
+    count = batch if isinstance(batch, int) else 4
     check_same(network, lambda given: program.run(_laid_out(program, given), output), source, count)
     return network
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from stat import S_ISDIR
 from typing import Any
 
-from lrp_compress.agents.checkpoints import Agent, AgentInfo, all_channels, is_own, load_agent
+from lrp_compress.agents.checkpoints import SCORE, Agent, AgentInfo, all_channels, is_own, load_agent
 from lrp_compress.agents.formats import agents_in, read_foreign, read_tensors
 from lrp_compress.agents.layouts import Layout
 from lrp_compress.agents.own_networks import own_network
@@ -20,7 +20,6 @@ from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import file_digest
 
 SHIPPED = "auto"
-SCORE = "score"  # in an agent's lineage, the mean return that its file said it has
 SHOWN = 120  # characters of a name that may be too long for a file
 
 
@@ -90,6 +89,11 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, spaces: Sp
     if agent.info.game != game.name:
         raise UserError(f"teacher {path} plays {agent.info.game}, not {game.name}; choose game={agent.info.game}")
     _check_observations(agent.network, path, game, spaces)
+    if (size := len(spaces.actions[agent.info.action_set])) != agent.network.actions:
+        raise UserError(
+            f"teacher {path} chooses among {agent.network.actions} actions, but {game.name}'s {agent.info.action_set} "
+            f"action set has {size}"
+        )
     given = {"fire_on_life_loss": config.fire_on_life_loss, "frame_skip": config.frame_skip}
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return Agent(agent.network, dataclasses.replace(agent.info, **wanted))

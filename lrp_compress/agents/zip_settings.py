@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lrp_compress.agents.architectures import Architecture
+from lrp_compress.agents.outputs import check_shape
+from lrp_compress.networks.spaces import Observations
 from lrp_compress.support.errors import UserError
 
+LIBRARIES = ("stable_baselines3.", "sb3_contrib.")  # whose classes are known
 RAW_PIXELS = 255.0  # conv1 times this takes pixels in [0, 1] for pixels in [0, 255]
 
 
@@ -34,12 +38,16 @@ def check_settings(settings: Mapping[str, Any], architecture: Architecture, dens
     """
     if not settings:
         return
+    theirs = str(_part(settings, "policy_class").get("__module__", LIBRARIES[0]))
+    if not theirs.startswith(LIBRARIES):
+        raise UserError(f"{source}: its policy is a class of {theirs[:80]}, which may compute anything; it is not read")
     space = _class(_part(settings, "action_space").get(":type:"))
     if space != "Discrete":
         raise UserError(f"{source}: its action space is {space}, but only Discrete ones are played")
     policy = _part(settings, "policy_kwargs")
-    extractor = _class(policy.get("features_extractor_class", architecture.extractor))
-    if extractor != architecture.extractor:
+    named = policy.get("features_extractor_class")
+    extractor = architecture.extractor if named is None else _class(named)
+    if extractor != architecture.extractor or (named is not None and not any(one in str(named) for one in LIBRARIES)):
         raise UserError(f"{source}: its features are extracted by {extractor}; only {architecture.extractor} is read")
     activation = _class(policy.get("activation_fn", architecture.activation))
     chosen = dense_layers - (architecture.convolutions > 0)  # a convolutional extractor ends with one of its own
@@ -66,9 +74,37 @@ def stated_actions(settings: Mapping[str, Any], source: str) -> int:
     return count
 
 
-def input_scale(settings: Mapping[str, Any]) -> float:
-    """Say what conv1 has to be multiplied by: agents may have seen pixels that were not divided by 255."""
+def check_pictures(settings: Mapping[str, Any], observations: Observations, source: str) -> None:
+    """Refuse an agent that was given pictures of another size; its convolutions do not tell."""
+    space = _part(settings, "observation_space")
+    shape = space.get("_shape", space.get("shape"))
+    if isinstance(shape, list):
+        check_shape(shape, observations, source)
+
+
+def input_scale(settings: Mapping[str, Any], source: str) -> float:
+    """Say what conv1 has to be multiplied by: agents may have seen pixels that were not divided by 255.
+
+    Raises
+    ------
+    UserError
+        If they have seen others than bytes, or numbers up to 1 or 255.
+    """
+    space = _part(settings, "observation_space")
+    if "float" in str(space.get("dtype", "uint8")):  # which the library does not divide
+        low, high = (_bound(space.get(name)) for name in ("low", "high"))
+        if (low, high) not in ((0.0, 1.0), (0.0, RAW_PIXELS)):
+            raise UserError(
+                f"{source}: its pixels are {space['dtype']} from {low} to {high}; read are those from 0 to 1 or 255"
+            )
+        return high
     return RAW_PIXELS if _part(settings, "policy_kwargs").get("normalize_images") is False else 1.0
+
+
+def _bound(printed: object) -> float:
+    """Read the one number that an array as numpy prints it consists of; nan if there are others."""
+    numbers = {float(number) for number in re.findall(r"-?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf)", str(printed))}
+    return numbers.pop() if len(numbers) == 1 else math.nan
 
 
 def _part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:

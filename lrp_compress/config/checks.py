@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -64,19 +63,25 @@ def check_storage(storage: str) -> None:
     UserError
         If it is none, holds a password, or is a database in memory, which ends with its process.
     """
-    shown = re.sub(r":[^:@/]*@", ":…@", storage)
-    kind, separator, rest = storage.partition("://")
-    if not separator:
+    from sqlalchemy.engine import make_url  # what opens it has to read it
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        address = make_url(storage)
+    except (ArgumentError, ValueError) as error:
+        named = "search.storage" if "://" in storage else f"search.storage={storage}"  # else it may hold a password
         raise UserError(
-            f"search.storage={shown} is no address of a database; write sqlite:///FILE.db or "
-            "postgresql+psycopg://USER@HOST/NAME"
-        )
-    if re.match(r"[^/@]*:[^/@]+@", rest) or "password=" in rest:
+            f"{named} is no address of a database; write sqlite:///FILE.db or postgresql+psycopg://USER@HOST/NAME"
+        ) from error
+    if address.password or any("pass" in key.lower() for key in address.query):
         raise UserError(
-            f"search.storage={shown} holds a password, which would be kept in files; leave it out and set PGPASSWORD"
+            f"search.storage={address.drivername}://… holds a password, which would be kept in files; leave it out and "
+            "set PGPASSWORD"
         )
-    if kind.startswith("sqlite") and rest.strip("/") in ("", ":memory:"):
-        raise UserError(f"search.storage={shown} is in memory and ends with its process; write sqlite:///FILE.db")
+    database = address.database or ""
+    in_memory = not database or ":memory:" in database or "mode=memory" in f"{database}?{address.query}"
+    if address.get_backend_name() == "sqlite" and (in_memory or address.query.get("mode") == "memory"):
+        raise UserError(f"search.storage={storage} is in memory and ends with its process; write sqlite:///FILE.db")
 
 
 def check_config(cfg: DictConfig, schema: type[Root]) -> Root:

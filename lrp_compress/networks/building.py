@@ -37,8 +37,8 @@ def build(make: Callable[[], Network], state: Mapping[str, Tensor]) -> Network:
     ValueError
         If `make` raises it, weights are missing or too many, have other shapes, or are not finite.
     """
-    if odd := next((key for key, value in state.items() if not value.isfinite().all()), None):
-        raise ValueError(f"{odd} holds numbers that are not finite")
+    if odd := next((key for key, value in state.items() if not value.is_floating_point()), None):
+        raise ValueError(f"{odd} holds {state[odd].dtype}, no real numbers")
     with torch.device("meta"):
         network = make()
     declared, found = ({key: tuple(value.shape) for key, value in one.items()} for one in (network.state_dict(), state))
@@ -49,6 +49,8 @@ def build(make: Callable[[], Network], state: Mapping[str, Tensor]) -> Network:
         key: value.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         for key, value in state.items()
     }
+    if odd := next((key for key, value in copies.items() if not value.isfinite().all()), None):
+        raise ValueError(f"{odd} holds numbers that are not finite")
     network.load_state_dict(copies, assign=True)
     return network.requires_grad_().eval()
 

@@ -98,6 +98,8 @@ class Network(nn.Module):
                 raise ValueError(f"{layer.name} cannot be computed from {', '.join(layer.inputs)[:80] or 'nothing'}")
             known.add(layer.name)
         first, *others = self.layers
+        if first.op == "flatten":
+            raise ValueError("pictures are flattened before the first layer, which is not read")
         if first.op not in WEIGHTED or any(INPUT in layer.inputs for layer in others):
             raise ValueError("the observations are not read by one convolution or dense layer alone")
         if self.layers[-1].op != "dense" or self.layers[-1].name != HEAD:

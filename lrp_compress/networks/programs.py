@@ -29,6 +29,7 @@ DTYPES = {  # numbers of the JSON
 }
 PREFIX = "torch.ops.aten."
 SIZE_OF_BATCH = "sym_size.int"
+MOST_TEXT = 2**22  # bytes of JSON, which takes twenty times as much when it is read
 
 
 class Name(str):
@@ -139,26 +140,28 @@ def read_program(content: bytes) -> Program:
             f"{root}{folder}{config}" in archive.namelist() for folder, config in CONFIGS.items()
         ):
             raise ValueError("it is a program of an older PyTorch; save it again with PyTorch 2.9 or later")
-        model = json.loads(archive.read(root + MODEL))
+        model = _json(archive, root + MODEL)
         if model["schema_version"]["major"] != SCHEMA:
             raise ValueError(
                 f"it is a program of another version ({model['schema_version']}); read are those of {SCHEMA}"
             )
         stored: dict[str, Tensor] = {}
+        read: dict[str, bytearray] = {}  # several weights may lie in one file
         for folder, config in CONFIGS.items():
-            for name, payload in json.loads(archive.read(f"{root}{folder}{config}"))["config"].items():
-                stored[name] = _tensor(name, payload, archive, root + folder)
+            for name, payload in _json(archive, f"{root}{folder}{config}")["config"].items():
+                stored[name] = _tensor(name, payload, archive, root + folder, read)
     graph = model["graph_module"]["graph"]
-    inputs, tensors = [], {}
+    inputs: list[str] = []
+    tensors: dict[str, Tensor] = {}
     for spec in model["graph_module"]["signature"]["input_specs"]:
         ((kind, what),) = spec.items()
         if kind == "user_input":
-            inputs.append(next(iter(what["arg"].values()))["name"])
+            inputs += _names([what["arg"]])
         elif (key := what.get(f"{kind}_name", what.get("tensor_constant_name"))) is not None:
             tensors[what["arg"]["name"]] = stored[key]
     return Program(
         inputs,
-        [next(iter(one.values()))["name"] for one in graph["outputs"]],
+        [name for name in _names(graph["outputs"]) if name],
         [_node(node) for node in graph["nodes"]],
         tensors,
         {name: [_size(size) for size in value["sizes"]] for name, value in graph["tensor_values"].items()},
@@ -166,13 +169,24 @@ def read_program(content: bytes) -> Program:
     )
 
 
-def _tensor(name: str, payload: Mapping[str, Any], archive: zipfile.ZipFile, folder: str) -> Tensor:
+def _json(archive: zipfile.ZipFile, name: str) -> Any:
+    if archive.getinfo(name).file_size > MOST_TEXT:
+        raise ValueError(f"{name[:80]} in it has more than {MOST_TEXT >> 20} MiB")
+    return json.loads(archive.read(name))
+
+
+def _tensor(
+    name: str, payload: Mapping[str, Any], archive: zipfile.ZipFile, folder: str, read: dict[str, bytearray]
+) -> Tensor:
     if payload["use_pickle"]:
         raise ValueError(f"{name[:80]} in it is pickled, which is never loaded; save a module of plain tensors")
     meta = payload["tensor_meta"]
     if meta["dtype"] not in DTYPES:
         raise ValueError(f"{name[:80]} in it is of a kind that is not read")
-    dtype, content = DTYPES[meta["dtype"]], bytearray(archive.read(folder + payload["path_name"]))
+    path, dtype = folder + payload["path_name"], DTYPES[meta["dtype"]]
+    if path not in read:
+        read[path] = bytearray(archive.read(path))
+    content = read[path]
     flat = torch.frombuffer(content, dtype=dtype) if content else torch.zeros(0, dtype=dtype)
     sizes, strides = ([int(size["as_int"]) for size in meta[key]] for key in ("sizes", "strides"))
     tensor = flat.as_strided(sizes, strides, int(meta["storage_offset"]["as_int"]))

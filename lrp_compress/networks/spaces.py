@@ -10,6 +10,7 @@ from torch import Tensor
 
 KINDS = ("q", "policy")
 DTYPES = ("uint8", "float32")
+LARGEST = 1e30  # unit of observations; its inverse is far from the least number in float32
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Observations:
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3) or not all(type(side) is int and side >= 1 for side in self.shape):
             raise ValueError(f"observations have the shape {self.shape}, which is no picture's and no vector's")
-        if self.dtype not in DTYPES or not self.unit > 0:
+        if self.dtype not in DTYPES or type(self.unit) not in (int, float) or not 1 / LARGEST < self.unit < LARGEST:
             raise ValueError(f"observations are {self.dtype} in units of {self.unit}; known are {' and '.join(DTYPES)}")
 
     def random(self, count: int, seed: int) -> Tensor:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lrp_compress.agents.checkpoints import Agent
-from lrp_compress.agents.teachers import SCORE
+from lrp_compress.agents.checkpoints import SCORE, Agent
 from lrp_compress.compression.losses import action_agreement, default_temperature, kl
 from lrp_compress.deployment.measuring.cold_start import ColdStart, cold_start
 from lrp_compress.deployment.measuring.latency import Latency, measure_latency, onnx_decision, speedup, torch_decision

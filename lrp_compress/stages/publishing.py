@@ -20,7 +20,7 @@ from lrp_compress.networks.fast import batched_outputs
 from lrp_compress.pictures.figures import learning_curve, pick_moments, relevance_maps, return_strips
 from lrp_compress.pictures.videos import side_by_side_video
 from lrp_compress.stages.context import Run
-from lrp_compress.support.files import atomic_path, read_json
+from lrp_compress.support.files import atomic_path, read_json, sign
 
 STUDENT = "student.safetensors"
 MAPS = "figures/relevance-maps.png"
@@ -53,6 +53,7 @@ def publish(
     run_dir, tracker = run.folder.parent, run.tracker
     figures = run_dir / "figures"
     save_agent(run_dir / STUDENT, agents["student"])
+    sign(run_dir / STUDENT)
     tracker.artifact(run_dir / STUDENT)
     for path in (path for pattern in REPORTED for path in sorted(run_dir.glob(pattern))):
         tracker.artifact(path, str(path.parent.relative_to(run_dir)))

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from lrp_compress.config.schema import Config, FirmwareConfig, TrainConfig, config_hash, flatten
 from lrp_compress.support.errors import UserError
-from lrp_compress.support.files import read_json, told_damaged, write_json
+from lrp_compress.support.files import check_all_signed, read_json, told_damaged, write_json, write_text
 from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 from lrp_compress.tracking.tracker import Tracker
@@ -21,6 +23,7 @@ from lrp_compress.tracking.tracker import Tracker
 STAGES = "stages"  # folder of the finished stages, within a run's
 RESULT = "result.json"  # final metrics, within a run's folder
 IDENTITY = "identity.json"  # kept twice, since without one no stage could be trusted
+SETTINGS = ".hydra"  # folder of the settings, within a run's, as Hydra has it
 LOCK = ".lock"  # held by the process that works in a run's folder
 FAILED = "/failed"  # ends the name of a metric that is 1 where something beside the result has failed
 
@@ -73,7 +76,7 @@ def _run_once(
     console: Console,
 ) -> dict[str, float]:
     result, stamps = run_dir / RESULT, [run_dir / IDENTITY, run_dir / STAGES / IDENTITY]
-    known = [_known(stamp) for stamp in stamps]
+    known = [_known(stamp, str) for stamp in stamps]
     before = next((one for one in known if one is not None), None)
     if before not in (None, identity) and not config.force:
         raise UserError(
@@ -87,9 +90,10 @@ def _run_once(
     for stamp, one in zip(stamps, known, strict=True):
         if one != identity or not stamp.exists():
             write_json(stamp, identity)
-    finished = _known(result)
+    _write_settings(run_dir / SETTINGS, config)
+    finished = _known(result, float)
     journal = Journal(run_dir / JOURNAL)
-    done = finished is not None and not failures(finished)
+    done = finished is not None and not failures(finished) and _is_whole(run_dir)
     if done and (journal.ended or not journal.records or config.tracking.uri is None):
         console.print(f"{config.run_name} has finished before; force=true runs it again.")
     else:
@@ -103,7 +107,7 @@ def _run_once(
                 **tags,
             },
             params=flatten(config),
-            again=bool(journal.records) or finished is not None,
+            again=before is not None and not config.force,
             journal=journal,
         ) as tracker:
             if done:
@@ -111,7 +115,7 @@ def _run_once(
             else:
                 metrics = work(tracker)
                 tracker.metrics(metrics)
-                tracker.artifact(run_dir / ".hydra")
+                tracker.artifact(run_dir / SETTINGS)
                 write_json(result, metrics)
     values: dict[str, float] = read_json(result)
     return values
@@ -129,15 +133,36 @@ def _claimed(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def _known(path: Path) -> Any:
-    """Read one of our files, or nothing where it is not there or damaged."""
+def _write_settings(folder: Path, config: Config | TrainConfig | FirmwareConfig) -> None:
+    """Write what Hydra writes for a job, which it would do before anybody knows whose the folder is."""
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    if HydraConfig.initialized() and HydraConfig.get().output_subdir is None:  # else it is somebody else's job
+        write_text(folder / "hydra.yaml", OmegaConf.to_yaml(HydraConfig.instance().cfg))
+        write_text(folder / "overrides.yaml", OmegaConf.to_yaml(HydraConfig.get().overrides.task))
+
+
+def _known(path: Path, kind: type) -> Any:
+    """Read a mapping to values of a kind, or nothing where the file is not there or damaged."""
     try:
-        return read_json(path)
+        values = read_json(path)
+        if not isinstance(values, dict) or not all(type(value) in (kind, int) for value in values.values()):
+            raise ValueError("it holds something else than was written")
+        return values
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         told_damaged(path, error)
         return None
+
+
+def _is_whole(run_dir: Path) -> bool:
+    """Tell whether the files that a finished run has signed are as they were; if one is damaged, say so."""
+    try:
+        check_all_signed(run_dir)
+    except (OSError, ValueError) as error:
+        told_damaged(run_dir, error)
+        return False
+    return True
 
 
 def failures(metrics: Mapping[str, float]) -> list[str]:

@@ -8,8 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 FULL = os.strerror(errno.ENOSPC)
 SUMS = "SHA256SUMS"  # digests of the files in its folder
+SUM = re.compile(r"([0-9a-f]{64})  (.+)\n")  # a line of it
 
 
 @contextlib.contextmanager
@@ -113,9 +115,7 @@ def value_digest(value: Any) -> str:
 
 def sign(path: Path) -> None:
     """Keep the digest of a file's content in ``SHA256SUMS`` beside it, in the form that ``sha256sum -c`` reads."""
-    sums = _sums(path.parent) | {path.name: file_digest(path)}
-    with atomic_path(path.parent / SUMS) as temporary:
-        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    _write_sums(path.parent / SUMS, _sums(path.parent) | {path.name: file_digest(path)})
 
 
 def check_signed(path: Path) -> None:
@@ -130,7 +130,7 @@ def check_signed(path: Path) -> None:
     """
     digest = file_digest(path)
     if _sums(path.parent).get(path.name, digest) != digest:
-        raise ValueError("its content is not what was written")
+        raise ValueError(f"the content of {path.name} is not what was written")
 
 
 def is_whole(path: Path, read: Callable[[Path], object]) -> bool:
@@ -155,12 +155,30 @@ def check_folder_signed(folder: Path) -> None:
         check_signed(folder / name)
 
 
+def check_all_signed(folder: Path) -> None:
+    """Check all files that `sign` has seen in a folder and below; errors as of `check_signed`."""
+    for sums in folder.rglob(SUMS):
+        for name in _sums(sums.parent):
+            check_signed(sums.parent / name)
+
+
 def _sums(folder: Path) -> dict[str, str]:
+    """Read the digests of a folder's files; lines that are damaged are taken out of the file and said."""
+    path = folder / SUMS
     try:
-        lines = (folder / SUMS).read_text().splitlines()
-    except (FileNotFoundError, UnicodeDecodeError):
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
         return {}
-    return {name: digest for digest, separator, name in (line.partition("  ") for line in lines) if separator}
+    lines = [SUM.fullmatch(line) for line in text.splitlines(keepends=True)]
+    sums = {line[2]: line[1] for line in lines if line}
+    if not all(lines):
+        logger.warning("%s is damaged; what it says of %d files is believed", path, len(sums))
+        _write_sums(path, sums)
+    return sums
+
+
+def _write_sums(path: Path, sums: Mapping[str, str]) -> None:
+    write_text(path, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 
 
 def told_damaged(path: Path, error: Exception) -> None:
@@ -200,6 +218,8 @@ def stored(
         try:
             check_signed(path)
             value = read(path)
+            if path.name not in _sums(path.parent):  # which may have been damaged
+                sign(path)
             skipped(stage, figure(value))
         except Exception as error:  # there is no end of what a reader says of a damaged file
             told_damaged(path, error)

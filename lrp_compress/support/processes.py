@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
+import logging
 import os
 import platform
 import signal
@@ -12,10 +14,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes, as a shell's
 # Parameters of glibc's mallopt(3), and the largest values it takes.
@@ -81,10 +83,31 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def printing_never_fails() -> None:
-    """Let the terminal show a mark for what its encoding cannot say, in place of an error that ends the work."""
+    """Let no error of the terminal end the work: no encoding that lacks a sign, and no reader that has gone away.
+
+    What can no longer be printed is lost, as is what the log's file has no room for.
+    """
+    logging.raiseExceptions = False
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            for name in ("write", "flush"):
+                setattr(stream, name, _unfailing(getattr(stream, name), stream))
+
+
+def _unfailing(method: Callable[..., Any], stream: io.TextIOWrapper) -> Callable[..., Any]:
+    """Give a method of a stream that after an error of the system goes on, to nowhere."""
+
+    @functools.wraps(method)
+    def unfailing(*given: Any) -> Any:
+        try:
+            return method(*given)
+        except OSError:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+            return method(*given)
+
+    return unfailing
 
 
 def keep_freed_memory() -> None:

@@ -104,8 +104,12 @@ class Journal:
         self._take(line)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with open(self._path, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:  # has no name where a write fails
+                error.filename = str(self._path)
+                raise
 
     def _take(self, line: Mapping[str, Any]) -> None:
         self.ended = ENDED in line

@@ -115,7 +115,7 @@ def open_run(
     if config.uri is None:
         yield Tracker()
         return
-    uri = resolve_uri(config.uri)
+    uri, kept = resolve_uri(config.uri), journal or Journal()
     git = git_state()
     identity = {**git, **_shown(git), **tags, **owner()}
     with sigterm_exits():
@@ -123,10 +123,10 @@ def open_run(
             client = connect(uri, config.timeout_s)
             experiment = ensure_experiment(client, uri, config.experiment)
             _close_dead(client, experiment)
-            run_id = _claim(client, experiment, name, identity, again)
+            run_id = _claim(client, experiment, name, identity, kept.run_id if again else None)
         address = f"{_ui(config, uri)}/#/experiments/{experiment}/runs/{run_id}{RUNS_VIEW}"
         logger.info("recorded at %s", address)
-        tracker = MlflowTracker(client, run_id, address, journal or Journal())
+        tracker = MlflowTracker(client, run_id, address, kept)
         try:
             tracker.params(params)
             yield tracker
@@ -174,12 +174,12 @@ def training_view(config: TrackingConfig, sweep: str = "") -> str:
     -------
     str
         For a SQLite store the command that starts the user interface and, on a second line, the address of the runs;
-        for a server the address; empty if nothing is recorded.
+        for a server the address, its first page where it does not answer; empty if nothing is recorded.
     """
     if config.uri is None:
         return ""
-    uri = resolve_uri(config.uri)
-    with existing_experiment(config) as found:
+    uri, page = resolve_uri(config.uri), ""
+    with contextlib.suppress(UserError), existing_experiment(config) as found:
         page = f"/#/experiments/{found[1]}/runs{RUNS_VIEW}" if found else ""
     if page:  # MLflow takes a filter or a view
         page += f"&searchFilter={urllib.parse.quote(f'tags.sweep = {sweep!r}')}" if sweep else f"&{SHOWN_AS}"
@@ -202,20 +202,27 @@ def _shown(git: Mapping[str, str]) -> dict[str, str]:
     return shown | ({"mlflow.source.git.commit": git["git_sha"]} if git else {})
 
 
+def _folder(tags: Mapping[str, str]) -> str:
+    return tags.get("run_dir", "")
+
+
 def _ui(config: TrackingConfig, uri: str) -> str:
     """Say where a person opens the store's pages; a server may have another address for them than for us."""
     return (config.ui or (uri if database_file(uri) is None else LOCAL_UI)).rstrip("/")
 
 
-def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str], again: bool) -> str:
+def _claim(client: MlflowClient, experiment: str, name: str, identity: Mapping[str, str], before: str | None) -> str:
     """Continue the newest run of the same configuration that did not finish, else create one; its id.
 
-    A run that this process has left behind, because its store failed in the end, did not finish either.
+    A run that this process has left behind, because its store failed in the end, did not finish either. With `before`,
+    the id that is known of it or "", one that did finish is continued if it is that one or of the same folder.
     """
-    wanted = f"tags.config_hash = '{identity['config_hash']}'"
-    if not again:
-        wanted += " and attributes.status != 'FINISHED'"
-    runs = client.search_runs([experiment], wanted)
+    runs = [
+        run
+        for run in client.search_runs([experiment], f"tags.config_hash = '{identity['config_hash']}'")
+        if run.info.status != "FINISHED"
+        or (before is not None and (run.info.run_id == before or _folder(run.data.tags) == _folder(identity)))
+    ]
     for run in runs:
         if run.info.status == "RUNNING" and not _is_own(run):
             host, pid = run.data.tags.get("host"), run.data.tags.get("pid")

@@ -94,7 +94,9 @@ def learn(
 def agent_of(learner: BaseAlgorithm, config: TrainConfig) -> Agent:
     """Take the network that acts out of a learner, as an agent in evaluation mode on the CPU."""
     state = {name: tensor.detach().cpu().clone() for name, tensor in learner.policy.state_dict().items()}
-    network, _ = network_from_state(state, game_spaces(config.game.name))
+    spaces = game_spaces(config.game.name)
+    settings = {"action_space": {":type:": "Discrete", "n": len(spaces.actions["minimal"])}}
+    network, _ = network_from_state(state, spaces, settings)
     info = AgentInfo(
         game=config.game.name,
         action_set="minimal",

@@ -47,7 +47,7 @@ def test_round_trip(tmp_path: Path, head: str):
 
 def test_a_depthwise_convolution_of_which_one_channel_is_left_stays_one(tmp_path: Path):
     pruned = built("depthwise").resized({"conv1": 1, "conv3": 1, "fc1": 2})
-    save_agent(tmp_path / "agent.safetensors", Agent(pruned, agent().info))
+    save_agent(tmp_path / "agent.safetensors", Agent(pruned, dataclasses.replace(agent().info, kept={})))
     network = load_agent(tmp_path / "agent.safetensors").network
     assert network.layers == pruned.layers
     assert network.widths == {"conv1": 1, "conv3": 1, "fc1": 2}
@@ -243,6 +243,18 @@ CHANGES: dict[str, Change] = {
     "other pictures": lambda header, _: header["observations"].update(shape=[4, 64, 64]),
     "no pictures": lambda header, _: header["observations"].update(shape=[4, 84]),
     "unit zero": lambda header, _: header["observations"].update(unit=0),
+    "unit infinite": lambda header, _: header["observations"].update(unit=float("inf")),
+    "unit beyond numbers": lambda header, _: header["observations"].update(unit=10**400),
+    "unit next to nothing": lambda header, _: header["observations"].update(unit=1e-40),
+    "unit a truth": lambda header, _: header["observations"].update(unit=True),
+    "kept of another layer": lambda header, _: header["kept"].update(fc9=[0]),
+    "kept too few": lambda header, _: header["kept"].update(conv1=[0]),
+    "kept twice": lambda header, _: header["kept"].update(conv1=[0, 0, 1, 2]),
+    "kept below zero": lambda header, _: header["kept"].update(conv1=[-1, 0, 1, 2]),
+    "score a word": lambda header, _: header["lineage"].update(score="high"),
+    "whole numbers": lambda _, tensors: tensors.update({"head.bias": torch.zeros(6, dtype=torch.int64)}),
+    "complex numbers": lambda _, tensors: tensors.update({"head.bias": torch.zeros(6, dtype=torch.complex64)}),
+    "beyond float32": lambda _, tensors: tensors.update({"head.bias": torch.full((6,), 1e300, dtype=torch.float64)}),
     "layer missing": lambda header, _: header["layers"].pop(2),
     "layer twice": lambda header, _: header["layers"].insert(1, header["layers"][0]),
     "layer unread": lambda header, _: header["layers"].insert(1, header["layers"][1] | {"name": "other"}),

@@ -22,12 +22,16 @@ from sb3_contrib import QRDQN
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.dqn import policies as dqn_policies
 from torch import nn
 
+from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.agents.formats import read_foreign
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import GameConfig, TeacherConfig
-from lrp_compress.networks.spaces import Observations
+from lrp_compress.deployment.files.onnx_models import save_float
+from lrp_compress.networks.graph import Layer, Network
+from lrp_compress.networks.spaces import ATARI, Decision, Observations
 from lrp_compress.support.errors import UserError
 from tests.agents.environments import atari, spaces
 from tests.commands.forks import Forks
@@ -36,11 +40,16 @@ CARTPOLE = Observations((4,), "float32")
 OBSERVATIONS = torch.randint(0, 256, (16, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
+FRAMES = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+
 class Noise(gymnasium.Env[Any, Any]):
     """An environment of the right shape, so that a few real training steps can be taken."""
 
-    observation_space = gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     action_space = gymnasium.spaces.Discrete(6)
+
+    def __init__(self, space: gymnasium.spaces.Box = FRAMES) -> None:
+        self.observation_space = space
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return self.observation_space.sample(), {}
@@ -49,7 +58,13 @@ class Noise(gymnasium.Env[Any, Any]):
         return self.observation_space.sample(), float(action), bool(self.np_random.random() < 0.2), False, {}
 
 
-def trained(algorithm: type[BaseAlgorithm], path: Path, **policy_kwargs: Any) -> BaseAlgorithm:
+def trained(
+    algorithm: type[BaseAlgorithm],
+    path: Path,
+    space: gymnasium.spaces.Box = FRAMES,
+    policy: str | type = "CnnPolicy",
+    **policy_kwargs: Any,
+) -> BaseAlgorithm:
     small = {"buffer_size": 64, "learning_starts": 4, "batch_size": 4}
     settings: dict[type, dict[str, Any]] = {
         DQN: small,
@@ -57,7 +72,7 @@ def trained(algorithm: type[BaseAlgorithm], path: Path, **policy_kwargs: Any) ->
         PPO: {"n_steps": 8, "batch_size": 4},
         A2C: {},
     }
-    model = algorithm("CnnPolicy", Noise(), policy_kwargs=policy_kwargs, seed=0, **settings[algorithm])
+    model = algorithm(policy, Noise(space), policy_kwargs=policy_kwargs, seed=0, **settings[algorithm])
     model.learn(24)
     model.save(path)
     return model
@@ -538,9 +553,51 @@ def test_what_a_zip_says_of_its_actions_is_believed(tmp_path: Path, change: dict
 def test_quantiles_without_their_number_are_not_guessed(tmp_path: Path):
     model = trained(QRDQN, tmp_path / "agent.zip", n_quantiles=9)
     torch.save(model.policy.state_dict(), tmp_path / "policy.pth")
-    with pytest.raises(UserError, match="quantiles of 6 or of 18 actions; give the zip"):
-        read_foreign(tmp_path / "policy.pth", spaces(6, 18))
-    assert read_foreign(tmp_path / "policy.pth", spaces(6))[0].actions == 6
+    for sizes, named in (((6, 18), "6 or of 18"), ((18,), "18"), ((6,), "6")):
+        with pytest.raises(UserError, match=f"quantiles of {named} actions or others; give the zip"):
+            read_foreign(tmp_path / "policy.pth", spaces(*sizes))
+    model = trained(QRDQN, tmp_path / "agent.zip")
+    torch.save(model.policy.state_dict(), tmp_path / "policy.pth")
+    assert read_foreign(tmp_path / "policy.pth", spaces(6))[0].actions == 6  # with the default number of quantiles
+
+
+class Tilted(dqn_policies.CnnPolicy):
+    """A policy of one's own whose tensors are those of the plain one."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **{**settings, "net_arch": [32], "activation_fn": nn.Tanh})
+
+
+@pytest.mark.parametrize(("high", "divisor"), [(1, 255.0), (255, 1.0)])
+@pytest.mark.parametrize("algorithm", [PPO, DQN])
+def test_pictures_of_real_numbers(tmp_path: Path, algorithm: type[BaseAlgorithm], high: int, divisor: float):
+    space = gymnasium.spaces.Box(0, high, (4, 84, 84), np.float32)
+    model = trained(algorithm, tmp_path / "agent.zip", space=space, normalize_images=False)
+    network, *_ = read_foreign(tmp_path / "agent.zip", spaces(6))
+    given = OBSERVATIONS / divisor
+    with torch.no_grad():
+        if isinstance(model, DQN):
+            found, expected = network(OBSERVATIONS), model.policy.q_net(given)
+        else:
+            found = network(OBSERVATIONS).log_softmax(1)
+            expected = model.policy.get_distribution(given).distribution.logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("space", "policy", "named"),
+    [
+        (gymnasium.spaces.Box(0, 255, (4, 86, 86), np.uint8), "CnnPolicy", r"shape \(4, 86, 86\), but the game gives"),
+        (gymnasium.spaces.Box(0, 2, (4, 84, 84), np.float32), "CnnPolicy", r"float32 from 0\.0 to 2\.0; read are"),
+        (gymnasium.spaces.Box(-1, 1, (4, 84, 84), np.float32), "CnnPolicy", r"float32 from -1\.0 to 1\.0; read are"),
+        (gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8), Tilted, r"policy is a class of \S*test_formats, which"),
+    ],
+)
+def test_zips_that_say_that_they_are_something_else(tmp_path: Path, space: Any, policy: Any, named: str):
+    more = {"normalize_images": False} if space.dtype == np.float32 else {}
+    trained(DQN, tmp_path / "agent.zip", space=space, policy=policy, **more)
+    with pytest.raises(UserError, match=named):
+        read_foreign(tmp_path / "agent.zip", spaces(6))
 
 
 @pytest.mark.parametrize(
@@ -621,6 +678,37 @@ def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
         for item in whole.infolist():
             packed.writestr(item.filename, whole.read(item), compresslevel=1)
     (tmp_path / "packed.gz").write_bytes(gzip.compress(bytes(2**28), 1))
+    many = 20_000_000
+    (tmp_path / "lists.gz").write_bytes(gzip.compress(b"\x80\x02(" + b"]" * many + b"l.", 1))
+    flax = b"\x81\xa1a\xdd" + many.to_bytes(4, "big") + b"\x90" * many
+    (tmp_path / "arrays.gz").write_bytes(gzip.compress(flax, 1))
+    window = {"padding": (0, 0)}
+    wide = Network(
+        [
+            Layer("conv1", "conv", ("observations",), {"width": 4000, "kernel": (1, 1), "stride": (1, 1), **window}),
+            Layer("mean_pool1", "mean_pool", ("conv1",), {"kernel": (84, 84), "stride": (84, 84)}),
+            Layer("flatten", "flatten", ("mean_pool1",)),
+            Layer("head", "dense", ("flatten",), {"width": 6}),
+        ],
+        ATARI,
+        Decision("policy", 6),
+    )
+    save_float(tmp_path / "wide.onnx", Agent(wide, AgentInfo("pong", "minimal", False, {}, {})))
+    module = nn.Sequential(nn.Conv2d(4, 1, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 6))
+    torch.export.save(torch.export.export(module, (torch.zeros(2, 4, 84, 84),)), tmp_path / "once.pt2")
+    with zipfile.ZipFile(tmp_path / "once.pt2") as whole, zipfile.ZipFile(tmp_path / "again.pt2", "w", 8) as packed:
+        for item in whole.infolist():
+            content = whole.read(item)
+            if item.filename.endswith("weights/model_weights_config.json"):
+                weights = json.loads(content)
+                first = next(iter(weights["config"].values()))
+                large = json.loads(json.dumps(first)) | {"path_name": "large"}
+                large["tensor_meta"] |= {"sizes": [{"as_int": 10_000_000}], "strides": [{"as_int": 1}]}
+                weights["config"] |= {f"more{number}": large for number in range(20)}
+                content = json.dumps(weights).encode()
+                packed.writestr(item.filename.rpartition("/")[0] + "/large", bytes(40_000_000))
+            packed.writestr(item.filename, content)
+    (tmp_path / "once.pt2").unlink()
     (tmp_path / "large.pth").unlink()
     with zipfile.ZipFile(tmp_path / "nested.zip", "w") as nested:
         nested.writestr("data", "{}")
@@ -630,11 +718,23 @@ def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
         "from lrp_compress.networks.spaces import ATARI, Spaces\nfrom lrp_compress.support.errors import UserError\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = peak()\n"
         "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        read_foreign(path, Spaces(ATARI, {'minimal': ('NOOP',) * 6}))\n"
+        "    try:\n        read_foreign(path, Spaces(ATARI, {'minimal': ('NOOP',) * 6}), 'policy')\n"
+        "        print(path.name, peak() - start, 'is read')\n"
         "    except UserError as error:\n        print(path.name, peak() - start, error)\n"
     )
     done = forks.run("-c", [script, str(tmp_path)], tmp_path)
     lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["nested.zip", "packed.gz", "packed.pth", "strided.pth"]
-    assert all("MiB; agents of more than 128 are not read" in line for line in lines)
+    large = "MiB; agents of more than 64 are not read"
+    expected = {
+        "again.pt2": "is read",
+        "arrays.gz": "holds more than 65536 lists",
+        "lists.gz": "holds 20,000,001 objects",
+        "nested.zip": large,
+        "packed.gz": large,
+        "packed.pth": large,
+        "strided.pth": large,
+        "wide.onnx": "numbers for 4 observations at once; at most",
+    }
+    assert [line.split()[0] for line in lines] == list(expected)
+    assert all(told in line for told, line in zip(expected.values(), lines, strict=True)), lines
     assert int(lines[-1].split()[1]) < 300_000  # kB

@@ -86,6 +86,8 @@ MISTAKES = {
     "game=breakout teacher.source={bad}/game": ["is a folder", "give the agent's file"],
     "game=breakout search=smoke search.storage=journal.log": ["journal.log is no address of a database", "sqlite:///"],
     "game=breakout search=smoke search.storage=sqlite://": ["is in memory", "sqlite:///FILE.db"],
+    "game=breakout search=smoke search.storage='sqlite:///file:x?mode=memory&uri=true'": ["is in memory"],
+    "game=breakout search=smoke search.storage='sqlite:///file::memory:?uri=true'": ["is in memory"],
     "game=breakout search=smoke search.storage=postgresql://a:word@host/b": [
         "holds a password",
         "PGPASSWORD",

@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from lrp_compress.config.checks import check_config, conf_dir, options, register_schemas
+from lrp_compress.config.checks import check_config, check_storage, conf_dir, options, register_schemas
 from lrp_compress.config.schema import Config, TrainConfig, config_hash, flatten
 from lrp_compress.networks.nature import NATURE_WIDTHS
 from lrp_compress.support.errors import UserError
@@ -254,3 +254,28 @@ def test_the_rungs_of_the_ladder_are_right():
     assert all(set(rung.layer_ratios) == set(NATURE_WIDTHS) for rung in rungs[2:])
     assert not rungs[1].layer_ratios
     assert not any(rung.evaluate for rung in rungs)
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "postgresql+psycopg://joe:hunter2@localhost/db",
+        "postgresql+psycopg://joe:hun:ter2@localhost/db",
+        "postgresql+psycopg://joe:hun@ter2@localhost/db",
+        "postgresql+psycopg://joe:hun/ter2@localhost/db",
+        "postgresql+psycopg://joe@localhost/db?password=hunter2",
+        "mysql://joe@localhost/db?passwd=hunter2",
+    ],
+)
+def test_no_part_of_a_password_is_shown(storage: str):
+    with pytest.raises(UserError, match="holds a password") as raised:
+        check_storage(storage)
+    assert "hun" not in str(raised.value)
+    assert "ter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "storage", ["postgresql+psycopg://joe@localhost/db", "sqlite:///studies.db", "sqlite:////a/b.db"]
+)
+def test_addresses_without_a_password_are_taken(storage: str):
+    check_storage(storage)

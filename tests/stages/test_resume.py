@@ -12,9 +12,9 @@ from rich.console import Console
 
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
 from lrp_compress.config.schema import Config
-from lrp_compress.stages.resume import IDENTITY, RESULT, STAGES, run_once
+from lrp_compress.stages.resume import IDENTITY, RESULT, SETTINGS, STAGES, run_once
 from lrp_compress.support.errors import UserError
-from lrp_compress.support.files import read_json
+from lrp_compress.support.files import read_json, sign
 from lrp_compress.tracking.tracker import Tracker
 from tests.commands.forks import Forks
 
@@ -55,6 +55,11 @@ def test_a_finished_run_is_not_repeated_and_not_replaced(tmp_path: Path) -> None
     assert run(config, tmp_path) == []
     with pytest.raises(UserError, match=r"holds another run.*force=true to replace it"):
         run(config, tmp_path, agent="b")
+    settings = (tmp_path / SETTINGS / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"holds another run"):
+        run(composed("prune.ratio=0.3"), tmp_path)
+    assert (tmp_path / SETTINGS / "config.yaml").read_text() == settings
+    assert OmegaConf.create(settings).prune.ratio == 0.5
     assert read_json(tmp_path / RESULT) == {"value": 1.0}
     assert (tmp_path / STAGES / "one.json").exists()
     forced = composed("force=true")
@@ -62,7 +67,7 @@ def test_a_finished_run_is_not_repeated_and_not_replaced(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "again"), [(RESULT, ["a"]), (IDENTITY, []), (f"{STAGES}/{IDENTITY}", [])])
-@pytest.mark.parametrize("content", ["", "{", "\0\0\0"])
+@pytest.mark.parametrize("content", ["", "{", "\0\0\0", "[]", '{"value": []}'])
 def test_a_damaged_record_is_made_again_from_what_is_left(
     tmp_path: Path, name: str, again: list[str], content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,6 +83,22 @@ def test_a_damaged_record_is_made_again_from_what_is_left(
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match="holds another run"):
         run(config, tmp_path, agent="b")
+
+
+def test_a_damaged_file_of_a_finished_run_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = composed()
+    run(config, tmp_path)
+    student = tmp_path / "student.safetensors"
+    student.write_text("weights")
+    sign(student)
+    assert run(config, tmp_path) == []
+    for damage in (lambda: student.write_text("wei"), student.unlink):
+        damage()
+        assert run(config, tmp_path) == ["a"]
+        assert caplog.text.count(f"{tmp_path} is damaged") == 1
+        assert student.name in caplog.text
+        caplog.clear()
+        student.write_text("weights")
 
 
 def test_stages_of_nobody_knows_which_run_are_not_used(tmp_path: Path) -> None:

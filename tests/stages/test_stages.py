@@ -63,7 +63,7 @@ def test_an_onnx_file_is_made_again_though_its_digest_is_lost_too(
     path.write_bytes(whole[: len(whole) // 2])
     assert float_file(run, run.teacher, "student") == path
     assert path.read_bytes() == whole
-    assert caplog.text.count("is damaged") == 1
+    assert caplog.text.count("student.onnx is damaged") == 1
 
 
 class Noted(Tracker):

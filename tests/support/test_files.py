@@ -182,7 +182,7 @@ def test_a_result_that_reads_well_and_is_another_is_made_again(tmp_path: Path, c
         assert stored(path, lambda: 1, write_json, read_json) == expected
     path.write_text("2\n")
     assert stored(path, lambda: 3, write_json, read_json) == 3
-    assert "its content is not what was written" in caplog.text
+    assert "the content of value.json is not what was written" in caplog.text
     assert stored(path, lambda: 4, write_json, read_json) == 3
     subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=tmp_path, check=True)
     (tmp_path / SUMS).write_bytes(b"\xff\x00")  # no digest that can be read is none
@@ -200,3 +200,20 @@ def test_a_folder_that_lacks_a_signed_file_is_damaged(tmp_path: Path):
     (tmp_path / SUMS).unlink()
     with pytest.raises(ValueError, match="is lost"):
         check_folder_signed(tmp_path)
+
+
+def test_digests_that_are_damaged_are_said_once_and_made_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [tmp_path / f"{name}.json" for name in ("one", "two")]
+    for path in paths:
+        stored(path, lambda: 1, write_json, read_json)
+    whole = (tmp_path / SUMS).read_text()
+    (tmp_path / SUMS).write_text(whole[:-20])
+    for _ in range(2):
+        for path in paths:
+            assert stored(path, lambda: 2, write_json, read_json) == 1
+    assert caplog.text.count(f"{tmp_path / SUMS} is damaged; what it says of 1 files is believed") == 1
+    assert (tmp_path / SUMS).read_text() == whole
+    paths[1].write_text("3")
+    assert stored(paths[1], lambda: 2, write_json, read_json) == 2

@@ -129,3 +129,25 @@ def test_what_a_terminal_cannot_show_ends_no_job(encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
     assert b"95 %" in done.stdout
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_ends_no_job(stream: str) -> None:
+    code = (
+        "import logging, sys\nfrom rich.console import Console\n"
+        "from lrp_compress.support.processes import printing_never_fails\n"
+        f"printing_never_fails()\nstream = sys.{stream}\nlogging.basicConfig(stream=stream)\n"
+        "for _ in range(2000):\n"
+        "    logging.warning('a line')\n    Console(file=stream).print('a line')\n    print('a line', file=stream)\n"
+        "print('the end', file=sys.stdout if stream is sys.stderr else sys.stderr)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        closed, other = (job.stdout, job.stderr) if stream == "stdout" else (job.stderr, job.stdout)
+        assert closed is not None
+        assert other is not None
+        closed.readline()
+        closed.close()
+        assert other.read() == "the end\n"
+    assert job.returncode == 0

@@ -573,6 +573,7 @@ def test_a_server_that_hangs_does_not_hold_the_run_up_and_is_told_later(
     assert time.monotonic() - begun < 30
     assert "the run goes on, though its store fails" in caplog.text
     assert f"what is left of run {tracker.run_id} waits in {path}; the same command hands it over" in caplog.text
+    assert tracking.training_view(config) == server.uri  # and no error that would end the run
     assert not Journal(path).ended
 
     os.killpg(server.group, signal.SIGCONT)
