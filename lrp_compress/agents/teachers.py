@@ -71,7 +71,8 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, spaces: Sp
     Raises
     ------
     UserError
-        If there is no such file, it cannot be read, or its agent plays another game.
+        If there is no such file, it cannot be read, or its agent plays another game, sees other observations or has
+        another number of actions.
     """
     try:
         is_folder = S_ISDIR(path.stat().st_mode)

@@ -33,8 +33,8 @@ def check_settings(settings: Mapping[str, Any], architecture: Architecture, dens
     Raises
     ------
     UserError
-        If its actions are not discrete, its features are extracted by another class, or another function
-        follows its dense layers than in that network.
+        If its policy is a class of another library, its actions are not discrete, its features are extracted by another
+        class, or another function follows its dense layers than in that network.
     """
     if not settings:
         return
@@ -75,7 +75,13 @@ def stated_actions(settings: Mapping[str, Any], source: str) -> int:
 
 
 def check_pictures(settings: Mapping[str, Any], observations: Observations, source: str) -> None:
-    """Refuse an agent that was given pictures of another size; its convolutions do not tell."""
+    """Refuse an agent that was given pictures of another size; its convolutions do not tell.
+
+    Raises
+    ------
+    UserError
+        If the zip says such a size.
+    """
     space = _part(settings, "observation_space")
     shape = space.get("_shape", space.get("shape"))
     if isinstance(shape, list):

@@ -78,9 +78,8 @@ def check_storage(storage: str) -> None:
             f"search.storage={address.drivername}://… holds a password, which would be kept in files; leave it out and "
             "set PGPASSWORD"
         )
-    database = address.database or ""
-    in_memory = not database or ":memory:" in database or "mode=memory" in f"{database}?{address.query}"
-    if address.get_backend_name() == "sqlite" and (in_memory or address.query.get("mode") == "memory"):
+    in_memory = not address.database or ":memory:" in address.database or address.query.get("mode") == "memory"
+    if address.get_backend_name() == "sqlite" and in_memory:
         raise UserError(f"search.storage={storage} is in memory and ends with its process; write sqlite:///FILE.db")
 
 
