@@ -33,6 +33,7 @@ from lrp_compress.support.errors import UserError
 from lrp_compress.support.files import read_json
 
 LARGEST = 2**26  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
+LARGEST_GRAPH = 2**25  # of ONNX and torch.export, which hold no optimiser and take eight times as much while compared
 MOST_TEXT = 2**22  # bytes of JSON, which takes twenty times as much when it is read
 MOST_OBJECTS = 2**20  # in a pickle
 AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model", ".onnx", ".pt2")
@@ -81,6 +82,8 @@ def read_foreign(path: Path, spaces: Spaces, head: str = "auto") -> tuple[Networ
     content, settings = _read_content(path, source)
     score = None
     try:
+        if is_onnx(content) or is_program(content):
+            _check_size(len(content), source, LARGEST_GRAPH)
         if is_onnx(content):
             network, layout = read_onnx(content, head, spaces, source)
         elif is_program(content):
@@ -103,7 +106,10 @@ def read_tensors(path: Path) -> State:
         As `read_foreign` does.
     """
     source = f"file {path}"
-    return _read_state(_read_content(path, source)[0], source)[0]
+    content, _ = _read_content(path, source)
+    if is_onnx(content) or is_program(content):
+        raise UserError(f"{source} says itself what its network computes; leave teacher.network out")
+    return _read_state(content, source)[0]
 
 
 def _read_content(path: Path, source: str) -> tuple[bytes, Mapping[str, Any]]:
@@ -221,10 +227,10 @@ def _stranger(content: bytes) -> str | None:
     return None
 
 
-def _check_size(size: int, source: str) -> None:
-    if size > LARGEST:
+def _check_size(size: int, source: str, largest: int = LARGEST) -> None:
+    if size > largest:
         raise UserError(
-            f"{source} would take {size / 2**20:,.0f} MiB; agents of more than {LARGEST >> 20} are not read"
+            f"{source} would take {size / 2**20:,.0f} MiB; agents of more than {largest >> 20} are not read"
         )
 
 

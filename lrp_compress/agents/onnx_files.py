@@ -89,7 +89,7 @@ def _parsed(content: bytes, source: str) -> onnx.ModelProto:
         model = onnx.load_model_from_string(content)
         if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
             raise UserError(f"{source} keeps its weights in another file; save them in the same")
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(content)  # given the model, it would write it out first
     except UserError:
         raise
     except Exception as error:  # of protobuf and of the checker, which share no base class

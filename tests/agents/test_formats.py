@@ -15,8 +15,10 @@ from typing import Any
 import gymnasium
 import msgpack
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 from sb3_contrib import QRDQN
 from stable_baselines3 import A2C, DQN, PPO
@@ -670,6 +672,21 @@ def test_files_that_are_no_agents_are_named(tmp_path: Path, content: bytes | lis
     assert "\n" not in str(raised.value)
 
 
+def write_onnx(path: Path, weight: np.ndarray, last: str) -> None:
+    """Write a dense layer on flattened observations, followed by a node."""
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["outputs"]),
+        helper.make_node(last, ["outputs"], ["y"]),
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["N", 4, 84, 84]), ("y", ["N", weight.shape[1]]))
+    ]
+    graph = helper.make_graph(nodes, "agent", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
 def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
     """Read in a process of its own, whose peak is known."""
     torch.save({"network.0.weight": torch.zeros(1).expand(40000, 40000)}, tmp_path / "strided.pth")
@@ -694,6 +711,8 @@ def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
         Decision("policy", 6),
     )
     save_float(tmp_path / "wide.onnx", Agent(wide, AgentInfo("pong", "minimal", False, {}, {})))
+    write_onnx(tmp_path / "unread.onnx", np.zeros((28224, 290), np.float32), "Erf")
+    write_onnx(tmp_path / "vast.onnx", np.zeros((28224, 300), np.float32), "Identity")
     module = nn.Sequential(nn.Conv2d(4, 1, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 6))
     torch.export.save(torch.export.export(module, (torch.zeros(2, 4, 84, 84),)), tmp_path / "once.pt2")
     with zipfile.ZipFile(tmp_path / "once.pt2") as whole, zipfile.ZipFile(tmp_path / "again.pt2", "w", 8) as packed:
@@ -733,6 +752,8 @@ def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
         "packed.gz": large,
         "packed.pth": large,
         "strided.pth": large,
+        "unread.onnx": "it computes Erf",
+        "vast.onnx": "MiB; agents of more than 32 are not read",
         "wide.onnx": "numbers for 4 observations at once; at most",
     }
     assert [line.split()[0] for line in lines] == list(expected)

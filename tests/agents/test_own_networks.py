@@ -318,6 +318,13 @@ def test_weights_of_another_network(folder: Path):
         load("Mine")
 
 
+@pytest.mark.parametrize("write", [exported, as_onnx])
+def test_files_that_say_what_they_compute_take_no_module(folder: Path, write: Callable[[nn.Module, Path], Path]):
+    write(weights(folder, "Mine"), Path("weights.safetensors"))
+    with pytest.raises(UserError, match=r"says itself what its network computes; leave teacher\.network out"):
+        load("Mine")
+
+
 def test_weights_that_are_not_finite(folder: Path):
     module = weights(folder, "Mine")
     module.out.bias.data[0] = torch.nan  # type: ignore[union-attr,operator,index]
