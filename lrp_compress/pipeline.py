@@ -21,7 +21,7 @@ from lrp_compress.compression.pruning import prunable_layers
 from lrp_compress.compression.schedules import SCHEDULES, cumulative_ratios
 from lrp_compress.config.schema import Config
 from lrp_compress.deployment.files.exports import check_exports
-from lrp_compress.environments.atari import envs_for, game_spaces
+from lrp_compress.environments.atari import game_spaces
 from lrp_compress.networks.fast import check_device
 from lrp_compress.stages import device_files, judging, learning, playing
 from lrp_compress.stages.context import Run
@@ -118,7 +118,6 @@ def preflight(config: Config) -> None:
     check_budget(teacher.network, config.prune)
     if config.finetune.steps and teacher.network.head_kind != "policy":
         raise UserError("finetune=ppd learns a policy, and the teacher has Q-values; choose finetune=none")
-    envs_for(teacher, 1, config.protocol, config.seed).close()
     check_writable(Path(config.cache_dir), "cache_dir")
     check_store(config.tracking)
 

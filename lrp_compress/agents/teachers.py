@@ -71,8 +71,8 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, spaces: Sp
     Raises
     ------
     UserError
-        If there is no such file, it cannot be read, or its agent plays another game, sees other observations or has
-        another number of actions.
+        If there is no such file, it cannot be read, or its agent plays another game, sees other observations, has
+        another number of actions, or is to press a FIRE that the game has not.
     """
     try:
         is_folder = S_ISDIR(path.stat().st_mode)
@@ -97,7 +97,12 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, spaces: Sp
         )
     given = {"fire_on_life_loss": config.fire_on_life_loss, "frame_skip": config.frame_skip}
     wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return Agent(agent.network, dataclasses.replace(agent.info, **wanted))
+    info = dataclasses.replace(agent.info, **wanted)
+    if info.fire_on_life_loss and "FIRE" not in spaces.actions[info.action_set]:
+        raise UserError(
+            f"{game.name} has no FIRE action to press after a life loss; set teacher.fire_on_life_loss=false"
+        )
+    return Agent(agent.network, info)
 
 
 def _adopted(path: Path, config: TeacherConfig, game: GameConfig, spaces: Spaces) -> Agent:

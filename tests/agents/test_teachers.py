@@ -143,7 +143,10 @@ def test_another_librarys_agent(tmp_path: Path, actions: int, action_set: str):
 
 def test_fire_is_not_pressed_where_there_is_none(tmp_path: Path):
     freeway = GameConfig("freeway", "Freeway", 0.0, 29.6)
-    assert not load(dqn_file(tmp_path / "agent", 3), freeway).info.fire_on_life_loss
+    config = dqn_file(tmp_path / "agent", 3)
+    assert not load(config, freeway).info.fire_on_life_loss
+    with pytest.raises(UserError, match=r"^freeway has no FIRE action .*fire_on_life_loss=false"):
+        load(dataclasses.replace(config, fire_on_life_loss=True), freeway)
 
 
 def test_another_librarys_agent_of_another_game(tmp_path: Path):
