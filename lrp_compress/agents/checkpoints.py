@@ -24,6 +24,7 @@ from lrp_compress.support.files import atomic_path
 FORMATS = ("lrp_compress/1", "lrp_compress/2")  # the first says the widths of a Nature CNN, the second every layer
 ACTION_SETS = ("minimal", "full")
 MOST_FRAMES = 60  # of a decision: a second
+MOST_CHANNELS, MOST_SCORE = 2**31, 1e12
 ROM_ID = re.compile("[a-z0-9_]{1,40}")
 SCORE = "score"  # in an agent's lineage, the mean return that its file said it has
 MOST_HEADER = 2**22  # bytes of JSON
@@ -163,11 +164,13 @@ def _build(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Agent:
     network = build(lambda: make(header), tensors)
     info = AgentInfo(**header)
     for layer, kept in info.kept.items():
-        if len(set(kept)) != network.widths.get(layer) or len(kept) != len(set(kept)) or min(kept) < 0:
+        once = len(kept) == len(set(kept)) == network.widths.get(layer)
+        if not once or min(kept) < 0 or max(kept) >= MOST_CHANNELS:
             raise ValueError(f"kept does not list the channels of {layer[:40]}, each once")
-    if not isinstance(info.lineage.get(SCORE, 0.0), int | float):
+    if not isinstance(score := info.lineage.get(SCORE, 0.0), int | float) or not abs(score) < MOST_SCORE:
         raise ValueError(f"{SCORE} in its lineage is no number")
-    return Agent(network, info)
+    # what lists no channels has all it ever had
+    return Agent(network, dataclasses.replace(info, kept=all_channels(network.widths) | info.kept))
 
 
 def _nature(header: dict[str, Any]) -> Network:
@@ -175,12 +178,18 @@ def _nature(header: dict[str, Any]) -> Network:
 
 
 def _network(header: dict[str, Any]) -> Network:
-    layers = [Layer(**{**fields, "inputs": tuple(fields["inputs"])}) for fields in header.pop("layers")]
+    layers = [Layer(**{**fields, "inputs": _listed(fields["inputs"])}) for fields in header.pop("layers")]
     if odd := next((layer.name for layer in layers if layer.op == "round"), None):
         raise ValueError(f"{odd} rounds, which a network does only while it learns")
     observations = header.pop("observations")
     observations["shape"] = tuple(observations["shape"])
     return Network(layers, Observations(**observations), Decision(**header.pop("decision")))
+
+
+def _listed(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list):
+        raise ValueError(f"the inputs of a layer are no list, but {str(names)[:40]}")
+    return tuple(names)
 
 
 def _plain(header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

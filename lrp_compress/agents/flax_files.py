@@ -18,6 +18,7 @@ from torch import Tensor
 
 ARRAY = 1
 MOST_OBJECTS = 2**16  # an empty list takes one byte in the file and sixty in memory
+MOST_ENTRIES = 2**8  # of a list or a map
 TYPES = ("float32", "float16", "float64")
 CONVS = {"Conv_0": "network.0", "Conv_1": "network.2", "Conv_2": "network.4"}
 
@@ -59,6 +60,8 @@ def read_flax(content: bytes) -> dict[str, Tensor]:
         object_hook=counted,
         strict_map_key=False,
         max_ext_len=len(content),
+        max_array_len=MOST_ENTRIES,
+        max_map_len=MOST_ENTRIES,
     )
     tree = tree.get("model_weights", tree) if isinstance(tree, dict) else tree
     parts = _parts(tree)

@@ -5,11 +5,13 @@ Nothing is unpacked before its size is known: a small file can declare gigabytes
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import itertools
 import json
-import math
 import pickle
+import pickletools
 import tarfile
 import warnings
 import zipfile
@@ -22,6 +24,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from lrp_compress.agents.architectures import State
+from lrp_compress.agents.checkpoints import MOST_SCORE
 from lrp_compress.agents.flax_files import is_flax, read_flax
 from lrp_compress.agents.layouts import Layout, network_from_state
 from lrp_compress.agents.onnx_files import is_onnx, read_onnx
@@ -35,7 +38,9 @@ from lrp_compress.support.files import read_json
 LARGEST = 2**26  # bytes of a file, packed or unpacked; a Nature CNN with its optimiser has 20 MB
 LARGEST_GRAPH = 2**25  # of ONNX and torch.export, which hold no optimiser and take eight times as much while compared
 MOST_TEXT = 2**22  # bytes of JSON, which takes twenty times as much when it is read
-MOST_OBJECTS = 2**20  # in a pickle
+MOST_STEPS = 2**18  # of a pickle, each of which may make an object; an agent with its optimiser has thousands
+OLD_PICKLES = 5  # in a file of before torch 1.6: magic number, version, system, the object, the keys of its tensors
+MOST_ENTRIES = 2**12  # of an archive
 AGENT_FILES = (".safetensors", ".zip", ".pth", ".pt", ".gz", ".cleanrl_model", ".onnx", ".pt2")
 WRAPPERS = ("model_state_dict", "state_dict", "model_weights", "estimator_state", "agent", "model")
 SCORES = ("mean_reward", "eval_mean_reward", "mean_return", "mean_score", "score")
@@ -142,17 +147,19 @@ def _read_state(content: bytes, source: str) -> tuple[State, float | None]:
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{source} holds no state_dict; save network.state_dict() alone")
     tensors = {str(key): value for key, value in state.items()}
+    size = 0
     for key, value in tensors.items():
         if value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized:
-            _check_size(value.numel() * value.element_size(), f"{source}: {key[:80]}")
+            size += value.numel() * value.element_size()  # a tensor may be larger than what is stored of it
+            _check_size(size, f"{source}: with {key[:80]} it")
     return tensors, score
 
 
 def _stated_score(values: Mapping[str, Any]) -> float | None:
     """Find a mean return among the values beside the weights."""
-    numbers = (values.get(name) for name in SCORES)
-    stated = (float(number) for number in numbers if isinstance(number, int | float) and not isinstance(number, bool))
-    return next((number for number in stated if math.isfinite(number)), None)
+    numbers = [values.get(name) for name in SCORES]
+    stated = (one for one in numbers if isinstance(one, int | float) and not isinstance(one, bool))
+    return next((float(one) for one in stated if abs(one) < MOST_SCORE), None)
 
 
 def _score_beside(path: Path) -> float | None:
@@ -184,7 +191,7 @@ def _parsed(content: bytes, source: str) -> Any:
     if is_flax(content):
         return read_flax(content)
     if content[:2] != b"PK":
-        _check_objects(content, source)
+        _check_steps(content, source)
     with warnings.catch_warnings():  # of odd pickles; the error says it all
         warnings.simplefilter("ignore")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -192,6 +199,8 @@ def _parsed(content: bytes, source: str) -> Any:
 
 def _unzipped(content: bytes, source: str) -> tuple[bytes, Mapping[str, Any]]:
     """Take the policy and the settings out of a Stable-Baselines3 zip; another zip is torch's own."""
+    if content.count(b"PK\x01\x02") > MOST_ENTRIES:  # what an entry of its table begins with
+        raise UserError(f"{source} is an archive of more than {MOST_ENTRIES:,} files, which no agent is")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = archive.namelist()
         _check_size(sum(item.file_size for item in archive.infolist()), source)
@@ -210,8 +219,8 @@ def _unzipped(content: bytes, source: str) -> tuple[bytes, Mapping[str, Any]]:
         if any("/code/" in name for name in names):
             raise UserError(f"{source} is a TorchScript program, which is never run; save the state_dict")
         for name in names:
-            if name.endswith(".pkl"):
-                _check_objects(archive.read(name), source)
+            if name.lower().endswith(".pkl"):  # torch does not mind the case
+                _check_steps(archive.read(name), source)
     return content, {}
 
 
@@ -234,11 +243,15 @@ def _check_size(size: int, source: str, largest: int = LARGEST) -> None:
         )
 
 
-def _check_objects(content: bytes, source: str) -> None:
-    """Refuse a pickle of empty lists and the like, each of which takes seventy bytes of memory for one in the file."""
-    made = sum(content.count(opcode) for opcode in (b"]", b"}", b"("))
-    if made > max(MOST_OBJECTS, len(content) // 64):  # in the numbers of weights these bytes are rarer
-        raise UserError(f"{source} holds {made:,} objects, which no agent has; it is not read")
+def _check_steps(content: bytes, source: str) -> None:
+    """Refuse pickles of objects without end, some of which take seventy bytes of memory for one in the file."""
+    file = io.BytesIO(content)
+    steps = (step for _ in range(OLD_PICKLES) for step in pickletools.genops(file))
+    counted = 0
+    with contextlib.suppress(Exception):  # of damaged files; raised again, and worded, when they are read
+        counted = sum(1 for _ in itertools.islice(steps, MOST_STEPS + 1))
+    if counted > MOST_STEPS:
+        raise UserError(f"{source} is a pickle of more than {MOST_STEPS:,} steps, which no agent is")
 
 
 def _line(error: Exception) -> str:

@@ -16,14 +16,18 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from lrp_compress.agents.checkpoints import MOST_FRAMES
 from lrp_compress.agents.layouts import Layout
 from lrp_compress.agents.outputs import check_same, check_shape, policy_of, settled_head
 from lrp_compress.networks.graph import Network
 from lrp_compress.networks.onnx_reading import READERS, SHAPE_OPS, read_graph
 from lrp_compress.networks.spaces import Spaces
 from lrp_compress.support.errors import UserError
+from lrp_compress.support.protobuf import check_parts
 
 DTYPES: Mapping[int, Any] = {TensorProto.UINT8: np.uint8, TensorProto.FLOAT: np.float32}
+MOST_PARTS = 2**16  # names, numbers, nodes and so on; an IMPALA has two thousand
+DOMAINS = ("", "ai.onnx")
 HEAD = "head"  # in the metadata of this project's own files
 
 
@@ -81,12 +85,18 @@ def read_onnx(content: bytes, head: str, spaces: Spaces, source: str) -> tuple[N
 
     check_same(network, original, source, _shape(given)[0] or 4)
     fires, frame_skip = stated.get("fire_on_life_loss") == "true", stated.get("frame_skip", "4")
-    return network, Layout("ONNX", head, (), fires=fires, frame_skip=int(frame_skip) if frame_skip.isdigit() else 4)
+    if frame_skip not in map(str, range(1, MOST_FRAMES + 1)):
+        raise UserError(f"{source}: frame_skip {frame_skip[:20]!r} is not between 1 and {MOST_FRAMES}")
+    return network, Layout("ONNX", head, (), fires=fires, frame_skip=int(frame_skip))
 
 
 def _parsed(content: bytes, source: str) -> onnx.ModelProto:
     try:
+        check_parts(content, onnx.ModelProto.DESCRIPTOR, MOST_PARTS)
         model = onnx.load_model_from_string(content)
+        theirs = [f"{node.op_type} of {node.domain}" for node in model.graph.node if node.domain not in DOMAINS]
+        if theirs := theirs or [f"a function {function.name}" for function in model.functions]:
+            raise UserError(f"{source} is not read: it computes {theirs[0][:160]}, which is no layer here")
         if any(tensor.data_location == TensorProto.EXTERNAL for tensor in model.graph.initializer):
             raise UserError(f"{source} keeps its weights in another file; save them in the same")
         onnx.checker.check_model(content)  # given the model, it would write it out first

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from stat import S_ISDIR
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from lrp_compress.agents.checkpoints import SCORE, Agent, AgentInfo, all_channels, is_own, load_agent
@@ -75,14 +75,16 @@ def load_teacher(path: Path, config: TeacherConfig, game: GameConfig, spaces: Sp
         another number of actions, or is to press a FIRE that the game has not.
     """
     try:
-        is_folder = S_ISDIR(path.stat().st_mode)
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise UserError(f"agent file {path} does not exist") from error
     except OSError as error:
         raise UserError(f"agent file {str(path)[:SHOWN]} cannot be read: {error.strerror}") from error
-    if is_folder:
+    if S_ISDIR(mode):
         found = ", ".join(agents_in(path)) or "none that may be one"
         raise UserError(f"teacher {path} is a folder; give the agent's file (in it: {found})")
+    if not S_ISREG(mode):  # a pipe or a device, which may never end
+        raise UserError(f"agent file {path} is no regular file; give the agent's file itself")
     if not os.access(path, os.R_OK):
         raise UserError(f"agent file {path} may not be read; mend its mode")
     own = is_own(path) and config.network is None

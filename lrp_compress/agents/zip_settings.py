@@ -13,6 +13,7 @@ from lrp_compress.networks.spaces import Observations
 from lrp_compress.support.errors import UserError
 
 LIBRARIES = ("stable_baselines3.", "sb3_contrib.")  # whose classes are known
+ACTIVATIONS = "torch.nn.modules.activation."
 RAW_PIXELS = 255.0  # conv1 times this takes pixels in [0, 1] for pixels in [0, 255]
 
 
@@ -46,14 +47,15 @@ def check_settings(settings: Mapping[str, Any], architecture: Architecture, dens
         raise UserError(f"{source}: its action space is {space}, but only Discrete ones are played")
     policy = _part(settings, "policy_kwargs")
     named = policy.get("features_extractor_class")
-    extractor = architecture.extractor if named is None else _class(named)
-    if extractor != architecture.extractor or (named is not None and not any(one in str(named) for one in LIBRARIES)):
-        raise UserError(f"{source}: its features are extracted by {extractor}; only {architecture.extractor} is read")
-    activation = _class(policy.get("activation_fn", architecture.activation))
-    chosen = dense_layers - (architecture.convolutions > 0)  # a convolutional extractor ends with one of its own
-    if chosen > 0 and activation != architecture.activation:
+    if named is not None and not (_class(named) == architecture.extractor and _path(named).startswith(LIBRARIES)):
         raise UserError(
-            f"{source}: {activation} follows its dense layers; only {architecture.activation} is computed here"
+            f"{source}: its features are extracted by {_path(named)}; only {architecture.extractor} is read"
+        )
+    named = policy.get("activation_fn")
+    chosen = dense_layers - (architecture.convolutions > 0)  # a convolutional extractor ends with one of its own
+    if chosen > 0 and named is not None and _path(named) != f"{ACTIVATIONS}{architecture.activation}":
+        raise UserError(
+            f"{source}: {_path(named)} follows its dense layers; only {architecture.activation} is computed here"
         )
 
 
@@ -94,17 +96,21 @@ def input_scale(settings: Mapping[str, Any], source: str) -> float:
     Raises
     ------
     UserError
-        If they have seen others than bytes, or numbers up to 1 or 255.
+        If they have seen others than bytes, or numbers up to 1 or 255, or it is not said whether they were divided.
     """
     space = _part(settings, "observation_space")
-    if "float" in str(space.get("dtype", "uint8")):  # which the library does not divide
-        low, high = (_bound(space.get(name)) for name in ("low", "high"))
-        if (low, high) not in ((0.0, 1.0), (0.0, RAW_PIXELS)):
-            raise UserError(
-                f"{source}: its pixels are {space['dtype']} from {low} to {high}; read are those from 0 to 1 or 255"
-            )
+    dtype = str(space.get("dtype", "uint8"))[:80]
+    low, high = (_bound(space.get(name, default)) for name, default in (("low", 0), ("high", RAW_PIXELS)))
+    if (low, high) != (0.0, RAW_PIXELS) and not ((low, high) == (0.0, 1.0) and "float" in dtype):
+        raise UserError(
+            f"{source}: its pixels are {dtype} from {low} to {high}; read are bytes, or floats up to 1 or 255"
+        )
+    if dtype != "uint8":  # which the library does not divide
         return high
-    return RAW_PIXELS if _part(settings, "policy_kwargs").get("normalize_images") is False else 1.0
+    divided = _part(settings, "policy_kwargs").get("normalize_images", True)
+    if divided not in (True, False, "True", "False"):  # also 1 and 0; as NumPy prints its own
+        raise UserError(f"{source}: its normalize_images is {str(divided)[:80]}, neither true nor false")
+    return 1.0 if divided in (True, "True") else RAW_PIXELS
 
 
 def _bound(printed: object) -> float:
@@ -116,6 +122,12 @@ def _bound(printed: object) -> float:
 def _part(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     part = settings.get(name)
     return part if isinstance(part, dict) else {}
+
+
+def _path(named: object) -> str:
+    """Take the class out of what Python says of it, alone or in a `functools.partial`, with the module it is in."""
+    paths: list[str] = re.findall(r"<class '([^']+)'>", str(named))
+    return (paths[0] if len(paths) == 1 else str(named))[:80]
 
 
 def _class(named: object) -> str:

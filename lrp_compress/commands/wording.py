@@ -18,7 +18,7 @@ from lrp_compress.config.checks import omegaconf_message, unknown_key
 from lrp_compress.config.schema import RootConfig, SearchConfig
 from lrp_compress.support.errors import GivenUp, UserError, printable, unknown_name
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, yaml.YAMLError, MemoryError)
 SEARCH = "hydra.sweeper."  # users write search.
 TYPED = {"train": "algorithm"}  # what users write for a group, where that is not its name
 # What Hydra says, and what is said instead.
@@ -58,8 +58,8 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return str(unknown_name(TYPED.get(group, group), name, error.options))
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
+    if lacking := _lacking(error):
+        return lacking
     if match := re.match(r"Could not override '([^']+)'|Override ([^=]+)\S+ looks like a config group", text):
         return _unknown(match[1] or match[2], schema)
     for pattern, wording in WORDINGS.items():
@@ -74,6 +74,16 @@ def one_line(error: BaseException, schema: type[RootConfig]) -> str:
     elif isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         text = _refused(text.removeprefix("Error merging override "), str(cause))
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _lacking(error: BaseException) -> str | None:
+    if isinstance(error, MemoryError):
+        return (
+            f"there is not enough memory ({str(error)[:200] or 'none is left'}); lower the settings that say how many"
+        )
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"cannot write {error.filename}: {error.strerror}; mend that or choose another folder, then repeat"
+    return None
 
 
 def _refused(given: str, why: str) -> str:

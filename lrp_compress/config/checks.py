@@ -27,6 +27,7 @@ from lrp_compress.support.errors import UserError, unknown_name
 
 Root = TypeVar("Root", bound=RootConfig)
 
+MOST = 2**31 - 1  # the emulator and torch take no larger numbers
 # Numbers that another one bounds.
 AT_MOST = {
     "criterion.states": "rollouts.states",
@@ -203,6 +204,8 @@ def _check_value(key: str, value: Any, allowed: Range | Iterable[str] | None) ->
             raise UserError(f"{key}={value} is not allowed; it must be {allowed}")
     elif allowed is not None and value not in allowed:
         raise unknown_name(key, str(value), allowed)
+    if isinstance(value, int | float) and not abs(value) <= MOST:  # nan neither
+        raise UserError(f"{key}={value} is not allowed; it must be a number, and at most {MOST}")
 
 
 def _check_together(config: Config) -> None:

@@ -17,6 +17,7 @@ from lrp_compress import __version__
 from lrp_compress.config.ranges import RATIO, one_of, within
 from lrp_compress.support.files import value_digest
 
+MOST_STATES = 10_000_000  # 70 GB
 # What does not change a run's results, and so is no part of its identity.
 INCIDENTAL = ("tracking", "cache_dir", "device", "force", "window")
 
@@ -46,7 +47,7 @@ class TeacherConfig:
 class RolloutsConfig:
     """States the teacher visits (``conf/rollouts``)."""
 
-    states: int = within(64)
+    states: int = within(64, MOST_STATES)
     envs: int = within(1, 256)
     block: int = within(1)
     every: int = within(1)
@@ -91,7 +92,7 @@ class RepairConfig:
     """How what pruning took is made up for in closed form (``conf/repair``)."""
 
     kind: str = one_of("ridge", "none")
-    states: int = within(64)
+    states: int = within(64, MOST_STATES)
     strength: float | None = within(0, open_low=True)
 
 
@@ -112,7 +113,7 @@ class DistillConfig:
     teacher_fraction: float = within(0, 1)
     epsilon: float = within(0, 1)
     envs: int = within(4, 1024)
-    replay_states: int = within(1024)
+    replay_states: int = within(1024, MOST_STATES)
     passes: float = within(0, open_low=True)
     batch_size: int = within(1)
     learning_rate: float | None = within(0, open_low=True)
@@ -163,7 +164,7 @@ class LatencyConfig:
     rounds: int = within(1)
     decisions: int = within(1)
     warmup: int = within(0)
-    threads: int = within(1)
+    threads: int = within(1, 1024)
     max_spread: float = within(0, open_low=True)
     max_rounds: int = within(1)
 
@@ -173,7 +174,7 @@ class QuantizeConfig:
     """How the student becomes int8 (``conf/quantize``)."""
 
     kind: str = one_of("none", "int8")
-    states: int = within(2)
+    states: int = within(2, MOST_STATES)
     min_agreement: float = within(0, 1)
     distill: str = one_of("auto", "never", "always")
     samples: int = within(1)
@@ -294,7 +295,7 @@ class PlayConfig:
     evaluate: EvaluateConfig = MISSING
     tracking: TrackingConfig = MISSING
     protocol: str = one_of("noop", "sticky")
-    seconds: float = within(0, open_low=True)
+    seconds: float = within(0, 86400, open_low=True)
     window: bool | None = MISSING
     seed: int = within(0, 2**31 - 1)
     cache_dir: str = MISSING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,7 +25,17 @@ KEEP_SIZE = ("Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze")
 SMALL_ONLY = ("Concat", "Gather", "Slice", "Add", "Sub", "Mul", "Div", "Neg", "Sqrt", "Reciprocal")
 TELLING = {"LSTM": "an LSTM", "GRU": "a GRU", "Attention": "attention"}  # more than the nodes that lead there
 SMALL = 1024  # numbers that the other kinds are given at most
+MOST_SIDES = 8  # of what a layer computes
+MOST_CONSTANTS, MOST_WEIGHTS = 2**27, 2**25  # bytes that are made of constants; numbers in all layers
 SHAPE_OPS = frozenset(("Shape", "Constant", *KEEP_SIZE, *SMALL_ONLY))
+
+
+class Sides(Unread):
+    """Part of a shape that a file computes for itself, of so many numbers at most, from those of some values."""
+
+    def __init__(self, message: str, most: int, of: tuple[Value, ...]) -> None:
+        super().__init__(message)
+        self.most, self.of = most, of
 
 
 class Call:
@@ -106,10 +117,13 @@ def read_graph(graph: onnx.GraphProto, name: str, observations: Observations, la
     """
     constants: dict[str, Array] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     reads: dict[str, Read] = {name: values.given(observations, last)}
+    made = weights = 0
     for node in graph.node:  # in the order of computation
         call = Call(node, reads, constants)
         if not any(isinstance(one, Value | Unread) for one in call.given):
-            constants |= _constant(node, constants)
+            new = _constant(node, constants) if made < MOST_CONSTANTS else {}
+            made += sum(array.nbytes for array in new.values())
+            constants |= new
             continue
         try:
             if node.op_type in TELLING:
@@ -119,12 +133,33 @@ def read_graph(graph: onnx.GraphProto, name: str, observations: Observations, la
                     raise one
             if node.op_type not in READERS:
                 raise call.unread()
-            found: Read = READERS[node.op_type](call)
+            value = READERS[node.op_type](call)
+            weights += sum(tensor.numel() for tensor in value.weights)
+            if weights > MOST_WEIGHTS:
+                raise Unread(f"layers of more than {MOST_WEIGHTS:,} weights in all")
+            found: Read = value
         except Unread as error:
-            found = error
+            found = _sides(call) or Unread(str(error))
         reads |= dict.fromkeys(node.output if isinstance(found, Unread) else node.output[:1], found)
     nothing = Unread("a constant")
     return {output.name: reads.get(output.name, nothing) for output in graph.output}
+
+
+def _sides(call: Call) -> Sides | None:
+    """Follow the shape of what is computed on its way to a Reshape, as long as it stays one."""
+    op, sides = call.node.op_type, [one for one in call.given if isinstance(one, Sides)]
+    told = str(call.unread())
+    if op == "Shape" and isinstance(call.given[0], Value):
+        return Sides(told, MOST_SIDES, (call.given[0],))
+    rest = [one for one in call.given if one is not None and not isinstance(one, Sides)]
+    if not sides or op not in SHAPE_OPS or not all(isinstance(one, np.ndarray) for one in rest):
+        return None
+    sizes = [
+        one.most if isinstance(one, Sides) else one.size for one in call.given if isinstance(one, Sides | np.ndarray)
+    ]
+    kept = op in (*KEEP_SIZE, "Slice")
+    most = sizes[0] if kept else sum(sizes) if op == "Concat" else math.prod(sizes)
+    return Sides(told, most, tuple({root for one in sides for root in one.of})) if most <= SMALL else None
 
 
 def _constant(node: onnx.NodeProto, constants: Mapping[str, Array]) -> dict[str, Array]:
@@ -133,7 +168,7 @@ def _constant(node: onnx.NodeProto, constants: Mapping[str, Array]) -> dict[str,
         tensor = next((one.t for one in node.attribute if one.HasField("t")), None)
         return {} if tensor is None else {node.output[0]: numpy_helper.to_array(tensor)}
     given = {name: constants[name] for name in node.input if name in constants}
-    small = node.op_type in SMALL_ONLY and sum(one.size for one in given.values()) <= SMALL
+    small = node.op_type in SMALL_ONLY and sum(given[name].size for name in node.input if name in given) <= SMALL
     if len(given) != len({name for name in node.input if name}) or not (small or node.op_type in KEEP_SIZE):
         return {}
     try:
@@ -145,6 +180,8 @@ def _constant(node: onnx.NodeProto, constants: Mapping[str, Array]) -> dict[str,
 
 def _unchanged(call: Call) -> Value:
     if call.node.op_type == "Cast" and call.options.get("to") != onnx.TensorProto.FLOAT:
+        raise call.unread()
+    if any(isinstance(one, Value) for one in call.given[1:]):
         raise call.unread()
     return call.value
 
@@ -179,6 +216,10 @@ def _flatten(call: Call) -> Value:
 def _reshape(call: Call) -> Value:
     value = call.value
     target = call.given[1] if len(call.given) > 1 else None
+    if isinstance(target, Value | Unread) and not (
+        isinstance(target, Sides) and all(value.comes_from(root) for root in target.of)
+    ):
+        raise Unread(f"Reshape ({call.node.output[0][:80]}) to a shape that is computed")
     sides = tuple(int(side) for side in target.flatten()[1:]) if isinstance(target, np.ndarray) else None
     shape = (*value.shape[1:], value.shape[0]) if value.last and len(value.shape) == 3 else value.shape
     if sides == shape:

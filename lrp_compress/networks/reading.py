@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -65,7 +68,7 @@ def read_module(module: nn.Module, observations: Observations, source: str) -> P
     for shape in shapes:
         given = torch.zeros((BATCH, *shape), dtype=getattr(torch, observations.dtype))
         try:
-            with warnings.catch_warnings():  # of what the module does on its way to be refused
+            with warnings.catch_warnings(), _unlogged():  # of what the module does on its way to be refused
                 warnings.simplefilter("ignore")
                 exported = torch.export.export(module.eval(), (given,))
                 content = io.BytesIO()
@@ -78,6 +81,17 @@ def read_module(module: nn.Module, observations: Observations, source: str) -> P
         f"{observations.dtype} of shape (N, {', '.join(map(str, observations.shape))}), and give a tensor of shape "
         "(N, actions)"
     ) from errors[0]
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep torch from logging the traceback of an error that is raised, and worded, as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @dataclass

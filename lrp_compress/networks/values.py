@@ -74,6 +74,18 @@ class Value:
             digest.update(value.digest)
         object.__setattr__(self, "digest", digest.digest())
 
+    def comes_from(self, other: Value) -> bool:
+        """Tell whether another value is on the way to it, or is it, before something was folded into that."""
+        seen: set[Value] = set()
+        left = [self]
+        while left:
+            value = left.pop()
+            if (value.op, value.shape, value.inputs) == (other.op, other.shape, other.inputs):
+                return True
+            left += [one for one in value.inputs if one not in seen]
+            seen.update(value.inputs)
+        return False
+
 
 def given(observations: Observations, last: bool = False) -> Value:
     """Begin with the observations."""

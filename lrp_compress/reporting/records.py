@@ -141,7 +141,7 @@ def group_seeds(records: Sequence[Record]) -> list[Group]:
     """Put runs together that differ in nothing but their seed, in order of criterion and size."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        groups[json.dumps(_settings(record), sort_keys=True)].append(record)
+        groups[json.dumps(_settings(record), sort_keys=True, default=str)].append(record)
     made = [_group(sorted(own, key=lambda record: record.seed)) for own in groups.values()]
     return sorted(made, key=lambda group: (group.records[0].criterion, -group.mean("student/params")))
 

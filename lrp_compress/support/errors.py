@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+USERINFO = re.compile(r"://[^/\s@]*:[^/\s]*@")  # a password may hold an @
+QUERY = re.compile(r"((?:https?|hf)://[^\s?]*)\?\S*")  # where tokens are
 
 
 class UserError(Exception):
@@ -45,5 +49,6 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what would steer a terminal; a message may quote a file from anywhere."""
+    """Escape what would steer a terminal, since a message may quote a file from anywhere, and leave passwords out."""
+    text = QUERY.sub(r"\1?…", USERINFO.sub("://…@", text))
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -59,6 +60,9 @@ def download(uri: str, folder: Path, config: TrackingConfig) -> Path:
         address = _registered(mlflow.MlflowClient(store), uri)
         return Path(mlflow.artifacts.download_artifacts(address, dst_path=str(folder), tracking_uri=store))
     except (MlflowException, OSError) as error:
+        with contextlib.suppress(OSError):  # it holds what was there before
+            folder.rmdir()
+            folder.parent.rmdir()
         raise UserError(f"{uri} is not in {store}: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -250,6 +250,8 @@ CHANGES: dict[str, Change] = {
     "kept of another layer": lambda header, _: header["kept"].update(fc9=[0]),
     "kept too few": lambda header, _: header["kept"].update(conv1=[0]),
     "kept twice": lambda header, _: header["kept"].update(conv1=[0, 0, 1, 2]),
+    "kept beyond all numbers": lambda header, _: header["kept"].update(conv1=[0, 1, 2, 10**30]),
+    "a score that is no number": lambda header, _: header["lineage"].update(score=10**400),
     "kept below zero": lambda header, _: header["kept"].update(conv1=[-1, 0, 1, 2]),
     "score a word": lambda header, _: header["lineage"].update(score="high"),
     "whole numbers": lambda _, tensors: tensors.update({"head.bias": torch.zeros(6, dtype=torch.int64)}),
@@ -262,6 +264,7 @@ CHANGES: dict[str, Change] = {
     "rounding": lambda header, _: header["layers"][1].update(op="round"),
     "a name of torch's": lambda header, _: header["layers"][1].update(name="forward"),
     "a circle": lambda header, _: header["layers"][0].update(inputs=["conv1"]),
+    "inputs no list": lambda header, _: header["layers"][0].update(inputs="observations"),
     "layers a word": lambda header, _: header.update(layers="conv"),
     "layers null": lambda header, _: header.update(layers=None),
     "another format": lambda header, _: header.update(format="lrp_compress/99"),
@@ -291,6 +294,17 @@ def test_metadata_and_tensors_of_the_first_format_must_fit(tmp_path: Path, chang
     path = tmp_path / "agent.safetensors"
     rewritten(path, OLD_CHANGES[change], old=True)
     refused(path, "does not fit its own metadata")
+
+
+def test_a_layer_whose_channels_are_not_listed_has_all(tmp_path: Path):
+    save_agent(
+        tmp_path / "agent.safetensors", Agent(agent().network, dataclasses.replace(agent().info, kept={"fc1": [0]}))
+    )
+    with pytest.raises(UserError, match="kept does not list the channels of fc1"):
+        load_agent(tmp_path / "agent.safetensors")
+    part = {"conv1": agent().info.kept["conv1"]}
+    save_agent(tmp_path / "agent.safetensors", Agent(agent().network, dataclasses.replace(agent().info, kept=part)))
+    assert load_agent(tmp_path / "agent.safetensors").info.kept == agent().info.kept
 
 
 def test_the_first_format_is_read(tmp_path: Path):

@@ -15,10 +15,8 @@ from typing import Any
 import gymnasium
 import msgpack
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
 from safetensors.torch import save_file
 from sb3_contrib import QRDQN
 from stable_baselines3 import A2C, DQN, PPO
@@ -27,16 +25,12 @@ from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.dqn import policies as dqn_policies
 from torch import nn
 
-from lrp_compress.agents.checkpoints import Agent, AgentInfo
 from lrp_compress.agents.formats import read_foreign
 from lrp_compress.agents.teachers import load_teacher
 from lrp_compress.config.schema import GameConfig, TeacherConfig
-from lrp_compress.deployment.files.onnx_models import save_float
-from lrp_compress.networks.graph import Layer, Network
-from lrp_compress.networks.spaces import ATARI, Decision, Observations
+from lrp_compress.networks.spaces import Observations
 from lrp_compress.support.errors import UserError
 from tests.agents.environments import atari, spaces
-from tests.commands.forks import Forks
 
 CARTPOLE = Observations((4,), "float32")
 OBSERVATIONS = torch.randint(0, 256, (16, 4, 84, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -498,12 +492,23 @@ def test_flax_statistics_beside_the_parameters_are_not_dropped(tmp_path: Path):
         read_foreign(path, spaces(6))
 
 
-def test_pixels_that_were_not_divided(tmp_path: Path):
-    model = trained(PPO, tmp_path / "agent.zip", normalize_images=False)
+@pytest.mark.parametrize(
+    ("told", "dtype"),
+    [(False, np.uint8), (0, np.uint8), (np.bool_(False), np.uint8), (True, np.int16), (True, np.int32), (1, np.uint8)],
+)
+def test_pixels_that_were_not_divided(tmp_path: Path, told: Any, dtype: Any):
+    """Nor are those that the library takes for no pictures; the last are divided, as are the plain ones."""
+    space = gymnasium.spaces.Box(0, 255, (4, 84, 84), dtype)
+    extractor = {"features_extractor_kwargs": {"normalized_image": True}} if dtype != np.uint8 else {}
+    model = trained(PPO, tmp_path / "agent.zip", space=space, normalize_images=told, **extractor)
     network, *_ = read_foreign(tmp_path / "agent.zip", spaces(6))
     with torch.no_grad():
         found = network(OBSERVATIONS).log_softmax(1)
     torch.testing.assert_close(found, outputs(model), rtol=0, atol=1e-4)
+
+
+class ReLU(nn.LeakyReLU):
+    """Called as PyTorch's own."""
 
 
 class Leaky(NatureCNN):
@@ -519,7 +524,8 @@ class Leaky(NatureCNN):
     [
         (DQN, {"net_arch": [32], "activation_fn": nn.Tanh}, "Tanh follows its dense layers"),
         (DQN, {"net_arch": [32], "activation_fn": nn.ELU}, "ELU follows its dense layers"),
-        (PPO, {"features_extractor_class": Leaky, "net_arch": []}, "its features are extracted by Leaky"),
+        (DQN, {"net_arch": [32], "activation_fn": ReLU}, r"\.ReLU follows its dense layers; only ReLU is computed"),
+        (PPO, {"features_extractor_class": Leaky, "net_arch": []}, r"its features are extracted by \S+\.Leaky"),
     ],
 )
 def test_what_a_zip_says_of_its_network_is_believed(
@@ -592,11 +598,14 @@ def test_pictures_of_real_numbers(tmp_path: Path, algorithm: type[BaseAlgorithm]
         (gymnasium.spaces.Box(0, 255, (4, 86, 86), np.uint8), "CnnPolicy", r"shape \(4, 86, 86\), but the game gives"),
         (gymnasium.spaces.Box(0, 2, (4, 84, 84), np.float32), "CnnPolicy", r"float32 from 0\.0 to 2\.0; read are"),
         (gymnasium.spaces.Box(-1, 1, (4, 84, 84), np.float32), "CnnPolicy", r"float32 from -1\.0 to 1\.0; read are"),
+        (gymnasium.spaces.Box(0, 254, (4, 84, 84), np.uint8), "CnnPolicy", r"uint8 from 0\.0 to 254\.0; read are"),
         (gymnasium.spaces.Box(0, 255, (4, 84, 84), np.uint8), Tilted, r"policy is a class of \S*test_formats, which"),
     ],
 )
 def test_zips_that_say_that_they_are_something_else(tmp_path: Path, space: Any, policy: Any, named: str):
-    more = {"normalize_images": False} if space.dtype == np.float32 else {}
+    more: dict[str, Any] = {"normalize_images": False} if space.dtype == np.float32 else {}
+    if space.high.max() == 254:
+        more = {"features_extractor_kwargs": {"normalized_image": True}}
     trained(DQN, tmp_path / "agent.zip", space=space, policy=policy, **more)
     with pytest.raises(UserError, match=named):
         read_foreign(tmp_path / "agent.zip", spaces(6))
@@ -670,92 +679,3 @@ def test_files_that_are_no_agents_are_named(tmp_path: Path, content: bytes | lis
     with pytest.raises(UserError, match=named) as raised:
         read_foreign(path, spaces(6))
     assert "\n" not in str(raised.value)
-
-
-def write_onnx(path: Path, weight: np.ndarray, last: str) -> None:
-    """Write a dense layer on flattened observations, followed by a node."""
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["outputs"]),
-        helper.make_node(last, ["outputs"], ["y"]),
-    ]
-    ends = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("x", ["N", 4, 84, 84]), ("y", ["N", weight.shape[1]]))
-    ]
-    graph = helper.make_graph(nodes, "agent", ends[:1], ends[1:], [numpy_helper.from_array(weight, "weight")])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-
-
-def test_small_files_take_no_gigabytes(forks: Forks, tmp_path: Path):
-    """Read in a process of its own, whose peak is known."""
-    torch.save({"network.0.weight": torch.zeros(1).expand(40000, 40000)}, tmp_path / "strided.pth")
-    torch.save({"network.0.weight": torch.zeros(50_000_000)}, tmp_path / "large.pth")
-    with zipfile.ZipFile(tmp_path / "large.pth") as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w", 8) as packed:
-        for item in whole.infolist():
-            packed.writestr(item.filename, whole.read(item), compresslevel=1)
-    (tmp_path / "packed.gz").write_bytes(gzip.compress(bytes(2**28), 1))
-    many = 20_000_000
-    (tmp_path / "lists.gz").write_bytes(gzip.compress(b"\x80\x02(" + b"]" * many + b"l.", 1))
-    flax = b"\x81\xa1a\xdd" + many.to_bytes(4, "big") + b"\x90" * many
-    (tmp_path / "arrays.gz").write_bytes(gzip.compress(flax, 1))
-    window = {"padding": (0, 0)}
-    wide = Network(
-        [
-            Layer("conv1", "conv", ("observations",), {"width": 4000, "kernel": (1, 1), "stride": (1, 1), **window}),
-            Layer("mean_pool1", "mean_pool", ("conv1",), {"kernel": (84, 84), "stride": (84, 84)}),
-            Layer("flatten", "flatten", ("mean_pool1",)),
-            Layer("head", "dense", ("flatten",), {"width": 6}),
-        ],
-        ATARI,
-        Decision("policy", 6),
-    )
-    save_float(tmp_path / "wide.onnx", Agent(wide, AgentInfo("pong", "minimal", False, {}, {})))
-    write_onnx(tmp_path / "unread.onnx", np.zeros((28224, 290), np.float32), "Erf")
-    write_onnx(tmp_path / "vast.onnx", np.zeros((28224, 300), np.float32), "Identity")
-    module = nn.Sequential(nn.Conv2d(4, 1, 8, 4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 6))
-    torch.export.save(torch.export.export(module, (torch.zeros(2, 4, 84, 84),)), tmp_path / "once.pt2")
-    with zipfile.ZipFile(tmp_path / "once.pt2") as whole, zipfile.ZipFile(tmp_path / "again.pt2", "w", 8) as packed:
-        for item in whole.infolist():
-            content = whole.read(item)
-            if item.filename.endswith("weights/model_weights_config.json"):
-                weights = json.loads(content)
-                first = next(iter(weights["config"].values()))
-                large = json.loads(json.dumps(first)) | {"path_name": "large"}
-                large["tensor_meta"] |= {"sizes": [{"as_int": 10_000_000}], "strides": [{"as_int": 1}]}
-                weights["config"] |= {f"more{number}": large for number in range(20)}
-                content = json.dumps(weights).encode()
-                packed.writestr(item.filename.rpartition("/")[0] + "/large", bytes(40_000_000))
-            packed.writestr(item.filename, content)
-    (tmp_path / "once.pt2").unlink()
-    (tmp_path / "large.pth").unlink()
-    with zipfile.ZipFile(tmp_path / "nested.zip", "w") as nested:
-        nested.writestr("data", "{}")
-        nested.write(tmp_path / "packed.pth", "policy.pth")
-    script = (
-        "import resource, sys\nfrom pathlib import Path\nfrom lrp_compress.agents.formats import read_foreign\n"
-        "from lrp_compress.networks.spaces import ATARI, Spaces\nfrom lrp_compress.support.errors import UserError\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = peak()\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try:\n        read_foreign(path, Spaces(ATARI, {'minimal': ('NOOP',) * 6}), 'policy')\n"
-        "        print(path.name, peak() - start, 'is read')\n"
-        "    except UserError as error:\n        print(path.name, peak() - start, error)\n"
-    )
-    done = forks.run("-c", [script, str(tmp_path)], tmp_path)
-    lines = done.stdout.splitlines()
-    large = "MiB; agents of more than 64 are not read"
-    expected = {
-        "again.pt2": "is read",
-        "arrays.gz": "holds more than 65536 lists",
-        "lists.gz": "holds 20,000,001 objects",
-        "nested.zip": large,
-        "packed.gz": large,
-        "packed.pth": large,
-        "strided.pth": large,
-        "unread.onnx": "it computes Erf",
-        "vast.onnx": "MiB; agents of more than 32 are not read",
-        "wide.onnx": "numbers for 4 observations at once; at most",
-    }
-    assert [line.split()[0] for line in lines] == list(expected)
-    assert all(told in line for told, line in zip(expected.values(), lines, strict=True)), lines
-    assert int(lines[-1].split()[1]) < 300_000  # kB

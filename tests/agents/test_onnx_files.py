@@ -177,6 +177,16 @@ def test_other_convolutions_are_refused(tmp_path: Path, changes: dict[str, Any],
     assert named in refused(as_torch_writes(tmp_path / "agent.onnx", network(), **changes))
 
 
+@pytest.mark.parametrize("skip", ["0", "61", "\N{SUPERSCRIPT TWO}", "9" * 5000])
+def test_frames_of_a_decision(tmp_path: Path, skip: str):
+    save_float(tmp_path / "agent.onnx", Agent(network(), AgentInfo("pong", "minimal", True, {}, {})))
+    model = onnx.load(tmp_path / "agent.onnx")
+    (entry,) = (one for one in model.metadata_props if one.key == "frame_skip")
+    entry.value = skip
+    onnx.save(model, tmp_path / "agent.onnx")
+    assert "is not between 1 and 60" in refused(tmp_path / "agent.onnx")
+
+
 def test_files_that_are_not_read(tmp_path: Path):
     path = as_torch_writes(tmp_path / "agent.onnx", network())
     assert "6 values, none for each action" in refused(path, actions=(4,))

@@ -145,6 +145,7 @@ class Critic(Mine):
 
 
 def grouped(): return Mine(groups=2)
+def unfit(): return Mine(side=5)
 def dilated(): return Mine(dilation=2, side=7)
 def gelu(): return Mine(nn.GELU)
 def softmax(): return Mine(last=lambda: nn.Softmax(-1))
@@ -309,6 +310,31 @@ def test_mistakes(folder: Path, function: str, head: str, line: str):
     weights(folder, "softmax" if function == "softmax" else "Mine")
     with pytest.raises(UserError, match=line):
         load(function, head)
+
+
+class Masked(nn.Module):
+    """Computes in bytes, which wrap around, and never takes two of its actions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(4, 16, 8, 4), nn.Linear(16 * 400, 6)
+        self.mask = nn.Buffer(torch.tensor([0, 0, 0, -1e9, -1e9, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.relu(self.conv((x * 2) / 510)).flatten(1)) + self.mask  # type: ignore[no-any-return]
+
+
+def test_a_mask_hides_no_difference(folder: Path):
+    torch.manual_seed(0)
+    with pytest.raises(UserError, match="computes something else than the layers"):
+        load_file(exported(Masked().eval(), folder / "a.pt2"))
+
+
+def test_what_torch_says_of_a_mistake_is_said_once(folder: Path, capfd: pytest.CaptureFixture[str]):
+    weights(folder, "unfit")
+    with pytest.raises(UserError, match="cannot be exported by PyTorch"):
+        load("unfit")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_weights_of_another_network(folder: Path):

@@ -145,6 +145,7 @@ def test_what_mlflow_does_not_have(tmp_path: Path, store: tuple[TrackingConfig, 
     with pytest.raises(UserError, match=expected) as raised:
         local_file(source.format(run=run), tmp_path, config)
     assert "\n" not in str(raised.value)
+    assert (tmp_path / "downloads").exists() == ("both" in source)
 
 
 def test_mlflow_without_a_store(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def test_a_game_without_a_shipped_agent():
 
 def test_an_own_file(tmp_path: Path):
     teacher = load(own_agent(tmp_path / "mine.safetensors", True), PONG)
-    assert teacher.info == AgentInfo("pong", "minimal", True, {"by": "test"}, {})
+    assert teacher.info == AgentInfo("pong", "minimal", True, {"by": "test"}, all_channels(teacher.network.widths))
 
 
 def test_an_agent_of_another_game(tmp_path: Path):
@@ -139,6 +140,22 @@ def test_another_librarys_agent(tmp_path: Path, actions: int, action_set: str):
     assert teacher.info.lineage["format"] == "CleanRL DQN"
     assert teacher.info.kept == all_channels(teacher.network.widths)
     assert not load(dataclasses.replace(config, fire_on_life_loss=False), BREAKOUT).info.fire_on_life_loss
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(UserError, match="is no regular file"):
+            load(dataclasses.replace(SHIPPED, source=str(path)), PONG)
+
+
+def test_a_score_that_is_no_number(tmp_path: Path):
+    config = dqn_file(tmp_path / "agent.pt", 6)
+    state = torch.load(tmp_path / "agent.pt", weights_only=True)
+    torch.save({"state_dict": state, "score": 10**400}, tmp_path / "agent.pt")
+    assert "score" not in load(config, PONG).info.lineage
+    (tmp_path / "results.json").write_text(f'{{"mean_reward": 1{"0" * 400}}}')
+    assert "score" not in load(config, PONG).info.lineage
 
 
 def test_fire_is_not_pressed_where_there_is_none(tmp_path: Path):

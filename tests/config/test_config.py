@@ -159,6 +159,17 @@ def test_every_value_has_a_comment():
         ("prune.ratio=-0.1", "prune.ratio=-0.1 is not allowed"),
         ("prune.ratio=nan", "prune.ratio=nan is not allowed"),
         ("distill.learning_rate=nan", "distill.learning_rate=nan is not allowed; it must be above 0"),
+        (
+            "distill.learning_rate=inf",
+            "distill.learning_rate=inf is not allowed; it must be a number, and at most 2147",
+        ),
+        ("game.random_score=nan", "game.random_score=nan is not allowed; it must be a number"),
+        (
+            "evaluate.max_frames=99999999999999999999",
+            "=99999999999999999999 is not allowed; it must be a number, and at",
+        ),
+        ("rollouts.states=999999999999", "rollouts.states=999999999999 is not allowed; it must be in [64, 1e+07]"),
+        ("latency.threads=99999999999", "latency.threads=99999999999 is not allowed; it must be in [1, 1024]"),
         ("++prune.layer_ratios.fc=1.2", "prune.layer_ratios.fc=1.2 is not allowed; it must be in [0, 1)"),
         ("distill.temperature=0", "distill.temperature=0.0 is not allowed; it must be above 0"),
         ("evaluate.episodes=1", "evaluate.episodes=1 is not allowed; it must be at least 2"),

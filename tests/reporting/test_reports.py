@@ -236,6 +236,12 @@ def test_the_reader_s_environment_stays_out_of_a_report(sweep: Path, monkeypatch
     assert "tell nobody" not in page + table(from_folder(sweep, NOWHERE).records)
 
 
+def test_a_date_among_the_settings_is_a_setting(sweep: Path):
+    for path in sweep.glob("*/.hydra/config.yaml"):
+        path.write_text(path.read_text() + "\nnote: 2020-01-01\n")
+    assert render(from_folder(sweep, NOWHERE), sweep)
+
+
 def test_aliases_are_refused_before_they_are_followed(sweep: Path):
     bomb = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
     (sweep / "breakout-lrp-r0.50-s0" / ".hydra" / "config.yaml").write_text(bomb)

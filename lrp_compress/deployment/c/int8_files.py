@@ -16,8 +16,9 @@ from lrp_compress.agents.checkpoints import ROM_ID
 from lrp_compress.deployment.files.onnx_models import QDQ, QOPERATOR
 from lrp_compress.deployment.files.onnx_sessions import INPUT, OUTPUT
 from lrp_compress.support.errors import UserError
+from lrp_compress.support.protobuf import check_parts
 
-LARGEST = 2**26  # bytes of a file
+LARGEST, MOST_PARTS = 2**25, 2**16  # bytes of a file; names, numbers, nodes and so on in it
 FLOATS = ("Conv", "Gemm", "LeakyRelu", "Elu", "Tanh", "Sigmoid", "Sum", "MaxPool", "AveragePool", "Reshape")
 DIRECT = ("MaxPool", "Reshape", "Flatten")  # of bytes as well
 # Of integer operators: which inputs are the scale and zero point of what goes in, of the weights and of what comes out.
@@ -125,8 +126,10 @@ def open_int8(path: Path) -> Int8File:
     if path.stat().st_size > LARGEST:
         raise UserError(f"ONNX file {path} has more than {LARGEST >> 20} MiB; no network of that size fits a board")
     try:
-        model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
+        content = path.read_bytes()
+        check_parts(content, onnx.ModelProto.DESCRIPTOR, MOST_PARTS)
+        model = onnx.load_model_from_string(content)
+        onnx.checker.check_model(content)
     except Exception as error:  # protobuf's decoder and onnx's checker share no kind of error
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"ONNX file {path} is not whole: {reason}; export the agent again") from error
