@@ -68,7 +68,9 @@ def play(agent: Agent, game: str, states: int, seed: int, folder: Path) -> Rollo
     path = folder / f"{game}-{states}-{seed}.safetensors"
     config = defaults()
     if not path.exists():
-        wanted = dataclasses.replace(config.rollouts, states=states)
+        # fewer states than a run keeps, of play as long as a run's: the first of each game alone are but its opening
+        spread = max(1, config.rollouts.states * config.rollouts.every // states)
+        wanted = dataclasses.replace(config.rollouts, states=states, every=spread)
         rule = action_rule(config.evaluate.action, agent.network.head_kind, config.evaluate.epsilon)
         save_rollouts(path, collect_rollouts(agent, wanted, Acting(rule, config.protocol, seed)))
     return load_rollouts(path, config.protocol, seed)
