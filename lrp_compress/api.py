@@ -34,6 +34,7 @@ from lrp_compress.compression.quantization import quantize_static
 from lrp_compress.compression.repair import repair_from_play
 from lrp_compress.compression.tuning import score_by_play
 from lrp_compress.config.checks import check_config, conf_dir, register_schemas
+from lrp_compress.config.ranges import RATIO
 from lrp_compress.config.schema import Config, config_hash
 from lrp_compress.deployment.files.onnx_models import save_float
 from lrp_compress.environments.acting import action_rule
@@ -154,7 +155,7 @@ def save_agent(
     path = Path(path)
     if path.suffix == ".onnx" and calibration is not None:
         held_out = calibration.held_out()
-        count = (config or settings(agent.info.game)).quantize.states
+        count = _settings(agent, config).quantize.states
         ranges, judged = (calibration.part(chosen, count).observations.numpy() for chosen in (~held_out, held_out))
         quantize_static(path, agent, ranges, judged)
     elif path.suffix == ".onnx":
@@ -175,7 +176,7 @@ def rollouts(agent: Agent, config: Config | None = None) -> Rollouts:
     config : Config, optional
         Its ``rollouts`` say how many.
     """
-    config = config or settings(agent.info.game)
+    config = _settings(agent, config)
     return collect_rollouts(agent, config.rollouts, _acting(agent, config, "rollouts"))
 
 
@@ -191,7 +192,7 @@ def relevance(agent: Agent, states: Rollouts, config: Config | None = None) -> C
     config : Config, optional
         Its ``criterion`` says how, by default by layer-wise relevance propagation.
     """
-    config = config or settings(agent.info.game)
+    config = _settings(agent, config)
     seed = stage_seed(config.seed, "criterion", 1)
     return score_by_play(agent.network, states, config.criterion, config.prune, seed)[0]
 
@@ -212,7 +213,7 @@ def heat_maps(agent: Agent, observations: Tensor, config: Config | None = None) 
     Tensor of float64, shape (N, 84, 84)
         The relevance of the pixels, summed over the frames: above 0 for the chosen action, below against it.
     """
-    criterion = (config or settings(agent.info.game)).criterion
+    criterion = _settings(agent, config).criterion
     return attribution.heat_maps(agent.network, observations, criterion.composite, criterion.relevance_seed)
 
 
@@ -229,8 +230,15 @@ def prune(agent: Agent, scores: ChannelScores, ratio: float, config: Config | No
         Fraction of the channels that go, in [0, 1).
     config : Config, optional
         Its ``prune`` says of which layers, and whether layers compete.
+
+    Raises
+    ------
+    UserError
+        If the ratio is none, or the settings are of another game.
     """
-    how = (config or settings(agent.info.game)).prune
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio not in RATIO:
+        raise UserError(f"ratio={ratio} is not allowed; it must be {RATIO}")
+    how = _settings(agent, config).prune
     widths, kept = agent.network.widths, all_channels(agent.network.widths)
     plan = plan_pruning(scores, agent.network, widths, kept, dataclasses.replace(how, ratio=ratio), ratio)
     return Agent(apply_pruning(agent.network, plan), dataclasses.replace(agent.info, kept=plan.kept_original))
@@ -249,8 +257,14 @@ def repair(pruned: Agent, teacher: Agent, states: Rollouts, config: Config | Non
         Of the teacher's play.
     config : Config, optional
         Its ``repair`` says from how many states, and how strongly it holds on to the weights there are.
+
+    Raises
+    ------
+    UserError
+        If the teacher is not what was pruned, or the settings are of another game.
     """
-    config = config or settings(teacher.info.game)
+    _check_pruned(pruned, teacher)
+    config = _settings(teacher, config)
     seed = stage_seed(config.seed, "repair", 1)
     solved = repair_from_play(pruned.network, pruned.info.kept, teacher.network, states, config.repair, seed)
     return Agent(solved.network, pruned.info)
@@ -270,7 +284,8 @@ def distill(student: Agent, teacher: Agent, states: Rollouts, config: Config | N
     config : Config, optional
         Its ``distill`` says how and how long, its ``device`` where.
     """
-    config = config or settings(teacher.info.game)
+    _check_pruned(student, teacher)
+    config = _settings(teacher, config)
     learning, taught_by = (Agent(copy.deepcopy(a.network).to(config.device), a.info) for a in (student, teacher))
     acting = _acting(teacher, config, "distill", 1)
     learned = distillation.distill(learning, taught_by, states, config.distill, acting)
@@ -287,7 +302,7 @@ def evaluate(agent: Agent, config: Config | None = None) -> Evaluation:
     config : Config, optional
         Its ``evaluate`` says how many and how the agent acts, its ``protocol`` under which rules.
     """
-    config = config or settings(agent.info.game)
+    config = _settings(agent, config)
     return play_episodes(agent, config.evaluate, config.game, _acting(agent, config, "evaluate"), "evaluate")
 
 
@@ -305,7 +320,7 @@ def watch(agent: Agent, path: str | Path, seconds: float = 20.0, config: Config 
     config : Config, optional
         Its ``criterion`` has the relevance's rules.
     """
-    config = config or settings(agent.info.game)
+    config = _settings(agent, config)
     return write_video(Path(path), watched(agent, config.criterion, _acting(agent, config, "video"), seconds))
 
 
@@ -357,6 +372,21 @@ def _hydra_of_our_own() -> Iterator[None]:
 
 def _of_source(config: Config, source: str | Path) -> Config:
     return dataclasses.replace(config, teacher=dataclasses.replace(config.teacher, source=str(source)))
+
+
+def _settings(agent: Agent, config: Config | None) -> Config:
+    """Take the settings given, if they are of the agent's game, or the defaults."""
+    if config is not None and config.game.name != agent.info.game:
+        raise UserError(f"the settings are of {config.game.name}, but the agent plays {agent.info.game}")
+    return config or settings(agent.info.game)
+
+
+def _check_pruned(student: Agent, teacher: Agent) -> None:
+    """Refuse a student that was pruned from another network than the teacher's."""
+    kept, widths = student.info.kept, teacher.network.widths
+    same = (student.info.game, student.network.decision) == (teacher.info.game, teacher.network.decision)
+    if not same or kept.keys() != widths.keys() or any(max(kept[name]) >= widths[name] for name in widths):
+        raise UserError("the student was not pruned from this teacher: its game, outputs or channels are others")
 
 
 def _acting(agent: Agent, config: Config, *stage: str | int) -> Acting:

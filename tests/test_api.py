@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 import lrp_compress as lc
 from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.config.checks import conf_dir
 from lrp_compress.config.schema import Config
 from lrp_compress.environments.rollouts import Rollouts
@@ -101,6 +103,20 @@ def test_a_mistake_is_one_line(wrong, line: str):  # type: ignore[no-untyped-def
     with pytest.raises(UserError, match=line) as raised:
         wrong()
     assert "\n" not in str(raised.value)
+
+
+def test_what_does_not_belong_together(teacher: Agent, states: Rollouts, config: Config):
+    scores = lc.relevance(teacher, states, config)
+    for ratio in (-1, 1, math.nan, True, "0.5"):
+        with pytest.raises(UserError, match=r"is not allowed; it must be in \[0, 1\)"):
+            lc.prune(teacher, scores, ratio, config)  # type: ignore[arg-type]
+    pruned, other = lc.prune(teacher, scores, 0.5, config), lc.load_agent(teachers_dir() / "freeway.safetensors")
+    with pytest.raises(UserError, match="was not pruned from this teacher"):
+        lc.repair(pruned, other, states)
+    with pytest.raises(UserError, match="was not pruned from this teacher"):
+        lc.repair(teacher, pruned, states)
+    with pytest.raises(UserError, match=f"the settings are of freeway, but the agent plays {teacher.info.game}"):
+        lc.evaluate(teacher, lc.settings("freeway"))
 
 
 def test_files_of_no_known_kind(teacher: Agent, states: Rollouts, tmp_path: Path):

@@ -73,7 +73,7 @@ class Call:
 
 def _unchanged(call: Call) -> Read:
     """Read what changes no number in float32."""
-    value = call.read(next(iter(call.node.arguments)))
+    value = call.read("self" if "self" in call.node.arguments else "input")
     if call.get("dtype", torch.float32) not in (torch.float32, None) or call.get("train", call.get("training")):
         raise call.unread()
     return call.unread() if value is None else value

@@ -29,6 +29,8 @@ DTYPES = {  # numbers of the JSON
 }
 PREFIX = "torch.ops.aten."
 SIZE_OF_BATCH = "sym_size.int"
+LEARNS = ("training", "train", "use_input_stats")  # arguments of normalisations
+MOST_LIVE = 2**25  # numbers that are kept at once while a program runs
 MOST_TEXT = 2**22  # bytes of JSON, which takes twenty times as much when it is read
 
 
@@ -56,8 +58,23 @@ class Node:
 
     def names(self) -> list[str]:
         """Name the values that it is given."""
-        parts = [part for value in self.arguments.values() for part in (value if isinstance(value, list) else [value])]
-        return [part for part in parts if isinstance(part, Name)]
+        return [name for argument in self.arguments for name in self._named(argument)]
+
+    def written(self) -> list[str]:
+        """Name the values that it changes in place; of a call that is not known, all that it is given."""
+        name, _, overload = self.op.partition(".")
+        try:
+            schema = getattr(getattr(torch.ops.aten, name), overload)._schema
+        except (AttributeError, RuntimeError):
+            return self.names()
+        arguments = {one.name for one in schema.arguments if one.alias_info is not None and one.alias_info.is_write}
+        if any(self.arguments.get(learns) for learns in LEARNS):  # statistics, without a word in its schema
+            arguments |= {"running_mean", "running_var"}
+        return [name for argument in sorted(arguments & self.arguments.keys()) for name in self._named(argument)]
+
+    def _named(self, argument: str) -> list[str]:
+        value = self.arguments[argument]
+        return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, Name)]
 
 
 @dataclass(frozen=True)
@@ -88,11 +105,20 @@ class Program:
     def run(self, given: Tensor, output: str) -> Tensor:
         """Compute an output from the one input; all that is on the way must be known to be harmless."""
         values: dict[str, Any] = {**self.tensors, self.inputs[0]: given.to(self.given, copy=True)}
-        for node in self.way(output):
+        way = self.way(output)
+        last = {name: place for place, node in enumerate(way) for name in (*node.names(), *node.outputs)}
+        live = 0
+        for place, node in enumerate(way):
             name, _, overload = node.op.partition(".")
             call = getattr(getattr(torch.ops.aten, name), overload)
             (name,) = node.outputs
             values[name] = call(**{key: _filled(value, values) for key, value in node.arguments.items()})
+            live += _numbers(values[name])
+            if live > MOST_LIVE:
+                raise ValueError(f"it keeps more than {MOST_LIVE:,} numbers at once")
+            for name in {*node.names(), *node.outputs} - self.tensors.keys() - {output, *self.inputs}:
+                if last[name] == place:
+                    live -= _numbers(values.pop(name))
         result: Tensor = values[output]
         return result
 
@@ -100,11 +126,8 @@ class Program:
         """List the calls whose values an output is computed from, and those that change such a value in place."""
         wanted, way = {output}, []
         for node in reversed(self.nodes):
-            names = node.names()
-            if wanted.intersection(node.outputs) or (
-                node.op.partition(".")[0].endswith("_") and wanted.intersection(names[:1])
-            ):
-                wanted.update(names)
+            if wanted.intersection(node.outputs) or wanted.intersection(node.written()):
+                wanted.update(node.names())
                 way.append(node)
         return way[::-1]
 
@@ -233,6 +256,10 @@ def _argument_size(size: Mapping[str, Any]) -> int | Name:
 
 def _size(size: Mapping[str, Any]) -> int | str:
     return int(size["as_int"]) if "as_int" in size else str(size["as_expr"]["expr_str"])
+
+
+def _numbers(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else 1
 
 
 def _filled(value: Any, values: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -101,7 +101,7 @@ class _Reading:
     program: Program
     observations: Observations
     reads: dict[str, Read] = field(default_factory=dict)
-    same: dict[str, str] = field(default_factory=dict)  # by value the first whose memory it may share
+    same: dict[str, set[str]] = field(default_factory=dict)  # by value all that may share its memory
 
     def outputs(self) -> dict[str, Value | Unread]:
         """Read every output."""
@@ -109,15 +109,22 @@ class _Reading:
         last = tuple(self.program.shapes[given][1:]) != self.observations.shape
         self.reads = {**self.program.tensors, given: values.given(self.observations, last)}
         for node in self.program.nodes:
+            self._share(node)
+        for name in {name for node in self.program.nodes for name in node.written()}:
+            # what is stored would be another in the next call, whenever it is changed
+            self._unread(self.program.tensors.keys() & self.same.get(name, {name}))
+        self.same.clear()
+        for node in self.program.nodes:
             self._read(node, self.program.shapes[given][0])
+            self._share(node)
         found = {name: self.reads.get(name, Unread("an output that is not known")) for name in self.program.outputs}
         return {name: one if isinstance(one, Value | Unread) else Unread("a constant") for name, one in found.items()}
 
     def _read(self, node: Node, batch: int | str) -> None:
+        written = node.written()
         if not node.outputs or node.op == SIZE_OF_BATCH:
-            return
+            return self._unread({other for name in written for other in self.same.get(name, {name})})
         name, _, overload = node.op.partition(".")
-        in_place = name.endswith("_")
         call = Call(node, self.reads, self.program.shapes.get(node.outputs[0], []), batch)
         reader = READERS.get(f"{name.removesuffix('_')}.{overload}")
         try:
@@ -131,18 +138,23 @@ class _Reading:
             found: Read = reader(call)
         except Unread as error:
             found = error
+        self._unread({other for name in written for other in self.same.get(name, {name})})
         self.reads |= dict.fromkeys(node.outputs, found)
-        if not (names := node.names()):
-            return
-        if in_place:
-            self._changed(names[0], found)
-        if in_place or reader in VIEWS:
-            self.same[node.outputs[0]] = self.same.get(names[0], names[0])
+        if len(written) == 1 and reader is not None and written == [node.arguments.get("self")]:
+            self.reads[written[0]] = found
 
-    def _changed(self, changed: str, found: Read) -> None:
-        """Note that a value was changed in place: what shares its memory is no longer what it was."""
-        shared = self.same.get(changed, changed)
-        for name in [*self.same, shared]:
-            if self.same.get(name, name) == shared:
-                self.reads[name] = Unread("a value that is changed in place under another name")
-        self.reads[changed] = found
+    def _share(self, node: Node) -> None:
+        """Note which values may share memory after a call: those of a view, and of what is not known, all."""
+        name, _, overload = node.op.partition(".")
+        reader = READERS.get(f"{name.removesuffix('_')}.{overload}")
+        shared = node.names() if reader is None else node.written()
+        if reader in VIEWS:
+            shared = [*shared, *node.names()[:1]]
+        together = {*node.outputs, *shared} & (self.program.shapes.keys() | self.program.tensors.keys())
+        together = together.union(*(self.same.get(name, {name}) for name in together))
+        self.same |= dict.fromkeys(together, together)
+
+    def _unread(self, names: Iterable[str]) -> None:
+        """Note that values were changed in place: what shares their memory is no longer what it was."""
+        for name in names:
+            self.reads[name] = Unread("a value that is changed in place under another name")

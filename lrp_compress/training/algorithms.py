@@ -17,7 +17,8 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from lrp_compress.agents.checkpoints import Agent
 from lrp_compress.agents.layouts import fill_state
-from lrp_compress.config.schema import LearnerConfig
+from lrp_compress.config.ranges import Range
+from lrp_compress.config.schema import MOST_STATES, LearnerConfig
 from lrp_compress.networks.fast import faster_precision
 from lrp_compress.networks.nature import NATURE_WIDTHS, nature_cnn
 from lrp_compress.support.errors import UserError, unknown_name
@@ -36,6 +37,20 @@ TAKEN = {
     *("rollout_buffer_class", "rollout_buffer_kwargs"),
     *("optimize_memory_usage", "tensorboard_log", "verbose", "_init_setup_model"),
 }
+# What the hyperparameters may be, by the names of Stable-Baselines3.
+SHARE, POSITIVE = Range(0, 1), Range(0, open_low=True)
+WHOLE = {
+    **dict.fromkeys(("n_epochs", "train_freq", "target_update_interval", "n_quantiles", "stats_window_size"), Range(1)),
+    **{"n_steps": Range(1, 2**16), "batch_size": Range(1, 2**20), "buffer_size": Range(1, MOST_STATES)},
+    **{"learning_starts": Range(0), "gradient_steps": Range(-1)},  # -1: as many as steps were played
+}
+REAL = {
+    **dict.fromkeys(("learning_rate", "clip_range", "clip_range_vf", "max_grad_norm", "target_kl"), POSITIVE),
+    **dict.fromkeys(("gamma", "gae_lambda", "tau", "exploration_fraction", "exploration_initial_eps"), SHARE),
+    **{"exploration_final_eps": SHARE, "ent_coef": Range(0), "vf_coef": Range(0)},
+}
+ANNEALED = ("learning_rate", "clip_range", "clip_range_vf", "ent_coef")
+OPTIONAL = ("clip_range_vf", "target_kl")  # null: none
 QUANTILES = "n_quantiles"  # of QR-DQN, which takes it as an argument of its policy
 ALGORITHMS: Registry[type[BaseAlgorithm]] = Registry("algorithm")
 ALGORITHMS.register("dqn")(DQN)  # Mnih et al. 2015
@@ -124,7 +139,7 @@ def hyperparameters(config: LearnerConfig) -> dict[str, Any]:
     Raises
     ------
     UserError
-        If the class has no such argument, or a value is no number.
+        If the class has no such argument, or a value is no number or one that nothing is learned with.
     """
     algorithm = ALGORITHMS[config.algorithm]
     known = set(inspect.signature(algorithm).parameters) - TAKEN
@@ -133,16 +148,29 @@ def hyperparameters(config: LearnerConfig) -> dict[str, Any]:
     for name in config.hyperparameters:
         if name not in known:
             raise unknown_name("train.hyperparameters", name, known)
-    return {name: _value(value) for name, value in config.hyperparameters.items()}
+    return {name: _value(name, value) for name, value in config.hyperparameters.items()}
 
 
-def _value(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return LinearSchedule(float(value.removeprefix(FALLING)), 0.0, 1.0)
-    except ValueError as error:
-        raise UserError(f"train.hyperparameters: {value} is neither a number nor {FALLING}NUMBER") from error
+def _value(name: str, value: Any) -> Any:
+    """Check a value, since the classes take most of what is given and fail, or learn nothing, hours later."""
+    key, falls = f"train.hyperparameters.{name}", isinstance(value, str)
+    if value is None and name in OPTIONAL:
+        return None
+    number = value
+    if falls:
+        try:
+            number = float(value.removeprefix(FALLING))
+        except ValueError as error:
+            raise UserError(f"{key}: {value} is neither a number nor {FALLING}NUMBER") from error
+        if name not in ANNEALED:
+            raise UserError(f"{key}={value}: {name} does not fall; give a number")
+    kind, allowed = (int, WHOLE[name]) if name in WHOLE else (float, REAL.get(name))
+    if allowed is not None:
+        if isinstance(number, bool) or not isinstance(number, int | kind):
+            raise UserError(f"{key}={value} is no {'whole ' * (kind is int)}number")
+        if number not in allowed:
+            raise UserError(f"{key}={value} is not allowed; it must be {allowed}")
+    return LinearSchedule(number, 0.0, 1.0) if falls else value
 
 
 def _dtype(config: LearnerConfig, env: AtariVecEnv, device: str) -> torch.dtype:

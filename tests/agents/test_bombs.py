@@ -91,6 +91,19 @@ def convolutional(*middle: onnx.NodeProto, **tensors: np.ndarray) -> tuple[list[
     return [first, *middle, last], stored
 
 
+class Chain(nn.Module):
+    """Multiplies its observations by one, a thousand times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(4, 1, 8, 4), nn.Linear(400, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(1000):
+            x = x * 1.0
+        return self.out(torch.relu(self.conv(x)).flatten(1))  # type: ignore[no-any-return]
+
+
 def varint(number: int) -> bytes:
     return bytes([number % 128 + 128, *varint(number // 128)]) if number > 127 else bytes([number])
 
@@ -206,6 +219,7 @@ def test_pickles_and_archives(forks: Forks, tmp_path: Path):
                 packed.writestr(item.filename.rpartition("/")[0] + "/large", bytes(40_000_000))
             packed.writestr(item.filename, content)
     (tmp_path / "once.pt2").unlink()
+    torch.export.save(torch.export.export(Chain().eval(), (torch.zeros(2, 4, 84, 84),)), tmp_path / "chain.pt2")
     with zipfile.ZipFile(tmp_path / "nested.zip", "w") as nested:
         nested.writestr("data", "{}")
         nested.write(tmp_path / "packed.pth", "policy.pth")
@@ -214,6 +228,7 @@ def test_pickles_and_archives(forks: Forks, tmp_path: Path):
         "again.pt2": "is read",
         "arrays.gz": "exceeds max_array_len",
         "capitals.pth": pickled,
+        "chain.pt2": "is read",
         "entries.zip": "is an archive of more than 4,096 files",
         "lists.gz": pickled,
         "nested.zip": LARGE,

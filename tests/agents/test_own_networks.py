@@ -312,6 +312,76 @@ def test_mistakes(folder: Path, function: str, head: str, line: str):
         load(function, head)
 
 
+class Plain(nn.Module):
+    """Calls what changes its observations, its maps and its outputs, nothing here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(4, 8, 8, 4), nn.Linear(8 * 400, 6)
+        self.scale = nn.Buffer(torch.full((1,), 2.0))
+
+    def observed(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def mapped(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def valued(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.mapped(torch.relu(self.conv(self.observed(x / 255))))
+        return self.valued(self.out(torch.relu(x).flatten(1)) * self.scale)
+
+
+class Cropped(Plain):
+    def observed(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, :, :10] = 0
+        return x
+
+
+class Dropped(Plain):
+    def mapped(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, 2] = 0
+        return x
+
+
+class Grown(Plain):
+    def mapped(self, x: torch.Tensor) -> torch.Tensor:
+        x.unsqueeze(0).mul_(2.0)
+        return x
+
+
+class Forbidden(Plain):
+    def valued(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, 4:] = -5.0
+        return x
+
+
+class Turned(Plain):
+    def valued(self, x: torch.Tensor) -> torch.Tensor:
+        x.t().mul_(2.0)
+        return x
+
+
+class Together(Plain):
+    def valued(self, x: torch.Tensor) -> torch.Tensor:
+        torch._foreach_mul_([x * 1, x], 3.0)
+        return x
+
+
+class Rescaled(Plain):
+    def valued(self, x: torch.Tensor) -> torch.Tensor:
+        self.scale.mul_(1.5)
+        return x
+
+
+@pytest.mark.parametrize("module", [Cropped, Dropped, Grown, Forbidden, Turned, Together, Rescaled])
+def test_what_is_changed_in_place_under_another_name_is_refused(folder: Path, module: type[nn.Module]):
+    with pytest.raises(UserError, match="a value that is changed in place under another name"):
+        load_file(exported(module().eval(), folder / "a.pt2"))
+
+
 class Masked(nn.Module):
     """Computes in bytes, which wrap around, and never takes two of its actions."""
 
