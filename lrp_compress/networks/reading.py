@@ -149,7 +149,7 @@ class _Reading:
         reader = READERS.get(f"{name.removesuffix('_')}.{overload}")
         shared = node.names() if reader is None else node.written()
         if reader in VIEWS:
-            shared = [*shared, *node.names()[:1]]
+            shared = [*shared, *(str(node.arguments[name]) for name in ("self", "input") if name in node.arguments)]
         together = {*node.outputs, *shared} & (self.program.shapes.keys() | self.program.tensors.keys())
         together = together.union(*(self.same.get(name, {name}) for name in together))
         self.same |= dict.fromkeys(together, together)
