@@ -36,7 +36,7 @@ def test_a_video_shows_the_game_and_its_relevance(lrp_compress: Command, tmp_pat
         (["game=breakout", "criterion.composite=foo"], "criterion.composite=foo is unknown; choose from: alpha2_beta1"),
         (["game=breakout", "window=true"], "window=true, but there is no screen here; window=false leaves the play in"),
         (["game=breakout", "window=maybe"], "window=maybe: Value 'maybe' is not a valid bool"),
-        (["game=breakout", "seconds=0"], "seconds=0.0 is not allowed; it must be above 0"),
+        (["game=breakout", "seconds=0"], "seconds=0.0 is not allowed; it must be in (0, 86400]"),
     ],
 )
 def test_mistakes_end_in_one_line(lrp_compress: Command, tmp_path: Path, arguments: list[str], message: str):
