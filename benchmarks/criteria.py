@@ -58,7 +58,7 @@ def criteria(draws: int) -> dict[str, tuple[CriterionConfig, int]]:
     """List each criterion's settings and seed, by its name in the table."""
     standard = defaults().criterion
     named = {f"lrp {name}": (dataclasses.replace(standard, composite=name), 0) for name in COMPOSITES.names()}
-    others = [name for name in CRITERIA.names() if name not in ("lrp", "random")]
+    others = [name for name in CRITERIA.names() if name not in ("lrp", "lrp_tuned", "random")]
     named |= {name: (dataclasses.replace(standard, name=name), 0) for name in others}
     random = dataclasses.replace(standard, name="random")
     return named | {f"random {draw}": (random, draw) for draw in range(draws)}
