@@ -276,15 +276,20 @@ def distill(student: Agent, teacher: Agent, states: Rollouts, config: Config | N
     Parameters
     ----------
     student : Agent
-        From `prune` or `repair`; left as it is.
+        From `prune` or `repair`, or any other network; left as it is.
     teacher : Agent
         What was pruned.
     states : Rollouts
         Of the teacher's play.
     config : Config, optional
         Its ``distill`` says how and how long, its ``device`` where.
+
+    Raises
+    ------
+    UserError
+        If the two play other games or give other outputs, or the settings are of another game.
     """
-    _check_pruned(student, teacher)
+    _check_task(student, teacher)
     config = _settings(teacher, config)
     learning, taught_by = (Agent(copy.deepcopy(a.network).to(config.device), a.info) for a in (student, teacher))
     acting = _acting(teacher, config, "distill", 1)
@@ -381,12 +386,18 @@ def _settings(agent: Agent, config: Config | None) -> Config:
     return config or settings(agent.info.game)
 
 
+def _check_task(student: Agent, teacher: Agent) -> None:
+    """Refuse a student that plays another game, or gives something else for its actions."""
+    if (student.info.game, student.network.decision) != (teacher.info.game, teacher.network.decision):
+        raise UserError("the student cannot learn from this teacher: its game or its outputs are others")
+
+
 def _check_pruned(student: Agent, teacher: Agent) -> None:
     """Refuse a student that was pruned from another network than the teacher's."""
+    _check_task(student, teacher)
     kept, widths = student.info.kept, teacher.network.widths
-    same = (student.info.game, student.network.decision) == (teacher.info.game, teacher.network.decision)
-    if not same or kept.keys() != widths.keys() or any(max(kept[name]) >= widths[name] for name in widths):
-        raise UserError("the student was not pruned from this teacher: its game, outputs or channels are others")
+    if kept.keys() != widths.keys() or any(max(kept[name]) >= widths[name] for name in widths):
+        raise UserError("the student was not pruned from this teacher: its channels are others")
 
 
 def _acting(agent: Agent, config: Config, *stage: str | int) -> Acting:

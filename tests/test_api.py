@@ -111,8 +111,9 @@ def test_what_does_not_belong_together(teacher: Agent, states: Rollouts, config:
         with pytest.raises(UserError, match=r"is not allowed; it must be in \[0, 1\)"):
             lc.prune(teacher, scores, ratio, config)  # type: ignore[arg-type]
     pruned, other = lc.prune(teacher, scores, 0.5, config), lc.load_agent(teachers_dir() / "freeway.safetensors")
-    with pytest.raises(UserError, match="was not pruned from this teacher"):
-        lc.repair(pruned, other, states)
+    for teach in (lc.repair, lc.distill):
+        with pytest.raises(UserError, match="cannot learn from this teacher: its game or its outputs are others"):
+            teach(pruned, other, states)
     with pytest.raises(UserError, match="was not pruned from this teacher"):
         lc.repair(teacher, pruned, states)
     with pytest.raises(UserError, match=f"the settings are of freeway, but the agent plays {teacher.info.game}"):
