@@ -84,6 +84,20 @@ def all_channels(widths: Mapping[str, int]) -> dict[str, list[int]]:
     return {name: list(range(width)) for name, width in widths.items()}
 
 
+def stated_frame_skip(metadata: Mapping[str, str], source: str) -> int:
+    """Read how many emulator frames a decision lasts from an ONNX file's metadata, 4 where they do not say.
+
+    Raises
+    ------
+    UserError
+        If it is no number from 1 to `MOST_FRAMES`.
+    """
+    stated = metadata.get("frame_skip", "4")
+    if stated not in map(str, range(1, MOST_FRAMES + 1)):
+        raise UserError(f"{source}: frame_skip {stated[:20]!r} is not between 1 and {MOST_FRAMES}")
+    return int(stated)
+
+
 def save_agent(path: Path, agent: Agent, dtype: torch.dtype = torch.float32) -> None:
     """Write an agent file, atomically.
 

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from lrp_compress.agents.checkpoints import MOST_FRAMES
+from lrp_compress.agents.checkpoints import stated_frame_skip
 from lrp_compress.agents.layouts import Layout
 from lrp_compress.agents.outputs import check_same, check_shape, policy_of, settled_head
 from lrp_compress.networks.graph import Network
@@ -26,7 +26,6 @@ from lrp_compress.support.errors import UserError
 from lrp_compress.support.protobuf import check_parts
 
 DTYPES: Mapping[int, Any] = {TensorProto.UINT8: np.uint8, TensorProto.FLOAT: np.float32}
-MOST_PARTS = 2**16  # names, numbers, nodes and so on; an IMPALA has two thousand
 DOMAINS = ("", "ai.onnx")
 HEAD = "head"  # in the metadata of this project's own files
 
@@ -84,15 +83,13 @@ def read_onnx(content: bytes, head: str, spaces: Spaces, source: str) -> tuple[N
         return torch.from_numpy(computed)
 
     check_same(network, original, source, _shape(given)[0] or 4)
-    fires, frame_skip = stated.get("fire_on_life_loss") == "true", stated.get("frame_skip", "4")
-    if frame_skip not in map(str, range(1, MOST_FRAMES + 1)):
-        raise UserError(f"{source}: frame_skip {frame_skip[:20]!r} is not between 1 and {MOST_FRAMES}")
-    return network, Layout("ONNX", head, (), fires=fires, frame_skip=int(frame_skip))
+    fires, frame_skip = stated.get("fire_on_life_loss") == "true", stated_frame_skip(stated, source)
+    return network, Layout("ONNX", head, (), fires=fires, frame_skip=frame_skip)
 
 
 def _parsed(content: bytes, source: str) -> onnx.ModelProto:
     try:
-        check_parts(content, onnx.ModelProto.DESCRIPTOR, MOST_PARTS)
+        check_parts(content, onnx.ModelProto.DESCRIPTOR)
         model = onnx.load_model_from_string(content)
         theirs = [f"{node.op_type} of {node.domain}" for node in model.graph.node if node.domain not in DOMAINS]
         if theirs := theirs or [f"a function {function.name}" for function in model.functions]:

@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lrp_compress.agents.checkpoints import MOST_FRAMES
+from lrp_compress.agents.checkpoints import stated_frame_skip
 from lrp_compress.config.schema import FirmwareConfig
 from lrp_compress.deployment.c.boards import BOARDS, Board
 from lrp_compress.deployment.c.building import Firmware, build_firmware, check_tools
@@ -258,7 +258,5 @@ def _load(config: FirmwareConfig) -> OnnxPolicy:
     game = policy.metadata.get("game")
     if game != config.game.name:
         raise UserError(f"agent file {config.agent} plays {game}, not {config.game.name}; choose game={game}")
-    skip = policy.metadata.get("frame_skip", "4")
-    if skip not in map(str, range(1, MOST_FRAMES + 1)):
-        raise UserError(f"agent file {config.agent}: frame_skip {skip[:20]!r} is not between 1 and {MOST_FRAMES}")
+    stated_frame_skip(policy.metadata, f"agent file {config.agent}")
     return policy

@@ -103,7 +103,13 @@ class Program:
     given: torch.dtype
 
     def run(self, given: Tensor, output: str) -> Tensor:
-        """Compute an output from the one input; all that is on the way must be known to be harmless."""
+        """Compute an output from the one input; all that is on the way must be known to be harmless.
+
+        Raises
+        ------
+        ValueError
+            If more than `MOST_LIVE` numbers have to be kept at once.
+        """
         values: dict[str, Any] = {**self.tensors, self.inputs[0]: given.to(self.given, copy=True)}
         way = self.way(output)
         last = {name: place for place, node in enumerate(way) for name in (*node.names(), *node.outputs)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # kinds on the wire
+MOST_PARTS = 2**16  # names, numbers, nodes and so on; the ONNX file of an IMPALA has two thousand
 NUMBERS = 256  # bytes of packed integers that count as one part
 INTEGERS = {
     getattr(FieldDescriptor, f"TYPE_{name}")
@@ -12,8 +13,8 @@ INTEGERS = {
 }
 
 
-def check_parts(content: bytes, kind: Descriptor, most: int) -> None:
-    """Refuse a message with more parts than any of its sort has.
+def check_parts(content: bytes, kind: Descriptor) -> None:
+    """Refuse a message with more than `MOST_PARTS` fields in it and in all messages within.
 
     Parameters
     ----------
@@ -21,15 +22,13 @@ def check_parts(content: bytes, kind: Descriptor, most: int) -> None:
         The message as it is stored.
     kind : Descriptor
         Of the message, as in `onnx.ModelProto.DESCRIPTOR`.
-    most : int
-        Fields in it and in all messages within.
 
     Raises
     ------
     ValueError
         If there are more, or the content is no such message.
     """
-    left = most
+    left = MOST_PARTS
     messages = [(memoryview(content), kind)]
     while messages:
         message, kind = messages.pop()
@@ -54,7 +53,7 @@ def check_parts(content: bytes, kind: Descriptor, most: int) -> None:
             if place > len(message):
                 raise ValueError("it ends within a field")
             if left < 0:
-                raise ValueError(f"it has more than {most} parts")
+                raise ValueError(f"it has more than {MOST_PARTS} parts")
 
 
 def _varint(message: memoryview, place: int) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from lrp_compress.deployment.files.onnx_sessions import INPUT, OUTPUT
 from lrp_compress.support.errors import UserError
 from lrp_compress.support.protobuf import check_parts
 
-LARGEST, MOST_PARTS = 2**25, 2**16  # bytes of a file; names, numbers, nodes and so on in it
+LARGEST = 2**25  # bytes of a file
 FLOATS = ("Conv", "Gemm", "LeakyRelu", "Elu", "Tanh", "Sigmoid", "Sum", "MaxPool", "AveragePool", "Reshape")
 DIRECT = ("MaxPool", "Reshape", "Flatten")  # of bytes as well
 # Of integer operators: which inputs are the scale and zero point of what goes in, of the weights and of what comes out.
@@ -127,7 +127,7 @@ def open_int8(path: Path) -> Int8File:
         raise UserError(f"ONNX file {path} has more than {LARGEST >> 20} MiB; no network of that size fits a board")
     try:
         content = path.read_bytes()
-        check_parts(content, onnx.ModelProto.DESCRIPTOR, MOST_PARTS)
+        check_parts(content, onnx.ModelProto.DESCRIPTOR)
         model = onnx.load_model_from_string(content)
         onnx.checker.check_model(content)
     except Exception as error:  # protobuf's decoder and onnx's checker share no kind of error
