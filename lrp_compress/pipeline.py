@@ -81,7 +81,8 @@ def compress(config: Config, teacher: Agent, digest: str, run_dir: Path, tracker
 
     agents = {"teacher": teacher} | (steps if config.prune.evaluate else {}) | {"student": student}
     evaluations = {name: judging.evaluate(run, agent, name) for name, agent in agents.items()}
-    files, seen = device_files.float_files(run, agents), device_files.OwnPlay(run, student)
+    files = device_files.float_files(run, agents)
+    seen = device_files.OwnPlay(run, student, evaluations["student"])
     if int8 := device_files.quantize(run, student, seen, rollouts, evaluations["student"]):
         evaluations["int8"], files["int8"] = int8.evaluation, int8.source.path
         metrics |= named("int8", int8_metrics(int8.quantization, files["int8"].stat().st_size, int8.distilled))

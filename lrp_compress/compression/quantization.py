@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.utils import parametrize
 
 from lrp_compress.agents.checkpoints import Agent
+from lrp_compress.compression.compensation import compensated_rounding
 from lrp_compress.compression.equalization import equalize
 from lrp_compress.deployment.files.onnx_models import save_int8
 from lrp_compress.deployment.files.onnx_sessions import OnnxPolicy
@@ -96,10 +97,11 @@ def quantize_static(
 
 
 def prepared(agent: Agent, way: str, calibration: NDArray[np.uint8]) -> Agent:
-    """Give the agent, with the same outputs, that one of the ways quantises."""
-    if way != "equalized":
-        return agent
-    return Agent(equalize(agent.network, torch.from_numpy(calibration)), agent.info)
+    """Give the agent, of float32 with weights on the grid of int8, that one of the ways quantises."""
+    observations, network = torch.from_numpy(calibration), agent.network
+    if way == "equalized":
+        network = equalize(network, observations)
+    return Agent(compensated_rounding(network, observations, per_channel=way != "per_tensor"), agent.info)
 
 
 def quantization_aware(network: Network) -> Network:

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lrp_compress.compression.losses import default_temperature, kl
+from lrp_compress.compression.matrices import at_places, input_rows, set_weights, weight_matrix
 from lrp_compress.compression.ridge import gains, solve, solve_few, sums
 from lrp_compress.config.schema import RepairConfig
 from lrp_compress.environments.rollouts import Rollouts
@@ -124,7 +124,7 @@ def _lesson(teacher: Network, batch: Tensor, said: dict[str, Tensor], generator:
         for name, output in said.items()
         if output.dim() == 4
     }
-    wanted = {name: _looked_at(output, places.get(name)).clone() for name, output in said.items()}
+    wanted = {name: at_places(output, places.get(name)).clone() for name, output in said.items()}
     return Lesson(batch, places, wanted, outputs)
 
 
@@ -163,7 +163,7 @@ def repair(
     strengths: dict[str, float] = {}
     for name in layers_to_solve(repaired):
         layer: Any = repaired.get_submodule(name)
-        weight, value = _weight(layer), repaired.value(name)
+        weight, value = weight_matrix(layer), repaired.value(name)
         channels = None if value.channels is None else value.spread(kept[value.channels])
         if strength is None:
             gram, cross = sums(_examples(seen, name, channels, weight, training))
@@ -177,8 +177,7 @@ def repair(
         for chosen, change in changes.items():  # one, or none
             weight += change.mT.float()
             strengths[name] = chosen
-        layer.weight.copy_(weight[..., :-1].reshape(layer.weight.shape))
-        layer.bias.copy_(weight[..., -1].flatten())
+        set_weights(layer, weight)
     if repaired.head_kind != "policy":  # a policy that is sampled from would get softer wherever it cannot tell
         decisions = _Decisions.of(seen, training)
         _fit_head(repaired, decisions, _Decisions.of(unseen, held_out) if held_out else decisions)
@@ -269,17 +268,11 @@ def _examples(
     values = steps.read(name, given, *([] if aim == name else [aim]))
     for lesson, (inputs, *added) in zip(lessons, values, strict=True):
         places = lesson.places.get(name)
-        rows = _rows(layer, inputs, places)
+        rows = input_rows(layer, inputs, places)
         wanted = lesson.wanted[name] if kept is None else lesson.wanted[name][:, list(kept)]
-        wanted, *added = (_parted(one, weight) for one in (wanted, *(_looked_at(one, places) for one in added)))
+        wanted, *added = (_parted(one, weight) for one in (wanted, *(at_places(one, places) for one in added)))
         said = added[0] if added else rows @ weight.mT
         yield rows.double(), (wanted - said).double()  # single: X'X need not be positive definite
-
-
-def _weight(layer: Any) -> Tensor:
-    """Lay out a layer's weights and bias, (outputs, inputs + 1); a matrix for each group where there are several."""
-    weight = torch.cat([layer.weight.flatten(1), layer.bias[:, None]], 1)
-    return weight if getattr(layer, "groups", 1) == 1 else weight.view(layer.groups, -1, weight.shape[1])
 
 
 def _parted(outputs: Tensor, weight: Tensor) -> Tensor:
@@ -291,26 +284,3 @@ def _aim(network: Network, name: str) -> str:
     """Say whose value a layer is solved for: its own, or that of the sum which alone reads it."""
     readers = network.readers(name)
     return readers[0] if len(readers) == 1 and network.layer(readers[0]).op == "add" else name
-
-
-def _looked_at(values: Tensor, places: Tensor | None) -> Tensor:
-    """Lay out a layer's values at some places of its map, a row each."""
-    return values if places is None else values.flatten(2)[:, :, places].transpose(1, 2).flatten(0, 1)
-
-
-def _rows(layer: nn.Module, inputs: Tensor, places: Tensor | None) -> Tensor:
-    """Lay out what a layer's outputs at some places are computed from, a row each, and a one for the bias."""
-    if places is not None:
-        assert isinstance(layer, nn.Conv2d)
-        assert not isinstance(layer.padding, str)
-        rows, columns = layer.padding
-        inputs = functional.pad(inputs, (columns, columns, rows, rows))
-        windows = inputs.unfold(2, layer.kernel_size[0], layer.stride[0])
-        windows = windows.unfold(3, layer.kernel_size[1], layer.stride[1])
-        columns = windows.shape[3]
-        inputs = windows[:, :, places // columns, places % columns].transpose(1, 2)
-        if layer.groups > 1:
-            inputs = inputs.reshape(*inputs.shape[:2], layer.groups, -1).movedim(2, 0).flatten(1, 2)
-        else:
-            inputs = inputs.flatten(2).flatten(0, 1)
-    return torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], -1)

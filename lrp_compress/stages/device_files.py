@@ -41,11 +41,12 @@ from lrp_compress.support.progress import Pace, announced
 logger = logging.getLogger(__name__)
 
 DISTILLED = "int8-distilled"  # folder of the student that was distilled once more
-ENVS, EVERY = 24, 24  # games at once in the student's play; agent steps from one of its states to the next
+ENVS = 8  # games at once in the student's play
+MOST_EVERY = 32  # agent steps from one of its states to the next
 
 
 class OwnPlay:
-    """States of the student's play, far enough apart to be of whole games.
+    """States of the student's play, as far apart as whole games ask for.
 
     They are played when they are first asked for, and anew when a run goes on, since that is quick and they are large.
 
@@ -54,11 +55,14 @@ class OwnPlay:
     run : Run
     student : Agent
         The player.
+    evaluation : Evaluation
+        Its own, which says how long its games are.
     """
 
-    def __init__(self, run: Run, student: Agent) -> None:
+    def __init__(self, run: Run, student: Agent, evaluation: Evaluation) -> None:
         self._run, self._student = run, student
         self._half = run.config.quantize.states
+        self._length = float(np.mean([episode.length for episode in evaluation.episodes]))
 
     @property
     def calibration(self) -> NDArray[np.uint8]:
@@ -73,7 +77,9 @@ class OwnPlay:
     @cached_property
     def _observations(self) -> NDArray[np.uint8]:
         states = 2 * self._half
-        how = RolloutsConfig(states=states, envs=min(ENVS, max(2, states // 8)), block=1, every=EVERY)
+        envs = min(ENVS, max(2, states // 8))
+        every = min(MOST_EVERY, max(1, round(self._length * envs / states)))
+        how = RolloutsConfig(states=states, envs=envs, block=1, every=every)
         seed = self._run.seed("quantize", "play")
         played = announced(
             "play of the student",

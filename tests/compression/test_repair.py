@@ -15,6 +15,7 @@ from lrp_compress.agents.checkpoints import all_channels, load_agent
 from lrp_compress.agents.teachers import teachers_dir
 from lrp_compress.compression.criteria import score_channels
 from lrp_compress.compression.losses import default_temperature, kl
+from lrp_compress.compression.matrices import weight_matrix
 from lrp_compress.compression.pruning import PruningPlan, apply_pruning, plan_pruning
 from lrp_compress.compression.repair import (
     STRENGTHS,
@@ -22,7 +23,6 @@ from lrp_compress.compression.repair import (
     _Decisions,
     _examples,
     _fit_head,
-    _weight,
     lessons,
     repair,
 )
@@ -128,7 +128,7 @@ def test_rows_of_a_padded_convolution_are_what_it_reads(kind: str) -> None:
     taught = lessons(network, states, seed=0)
     steps = Stepwise(network, [states], most=10**9)
     for name in [name for name in network.weighted[1:] if name in taught[0].places]:
-        own = _weight(network.get_submodule(name))
+        own = weight_matrix(network.get_submodule(name))
         ((rows, left),) = _examples(steps, name, None, own.detach(), taught)
         assert rows.shape[-1] == own.shape[-1]
         assert left.abs().max() < 1e-5
