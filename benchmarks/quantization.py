@@ -2,10 +2,10 @@
 
     python benchmarks/quantization.py
 
-The shipped agents are pruned to half their channels and repaired. Each such student is quantised in the three ways of a
-run, with ranges from 256 states of its own play, and compared with itself in float32 in 1,024 states of eight other games.
-Prints a Markdown table of the KL divergence between the two, in nats, and of the states with the same best action, the mean
-(lowest to highest) over the seeds. Minutes.
+The shipped agents are pruned to half their channels and repaired. Each such student is quantised in the three ways of
+a run, with ranges from 256 states of its own play, and compared with itself in float32 in 1,024 states of eight other
+games. Prints a Markdown table of the KL divergence between the two, in nats, and of the states with the same best
+action, the mean (lowest to highest) over the seeds. Minutes.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ def half_of(game: str, seed: int) -> Agent:
 
 def play(agent: Agent, states: int, seed: int) -> Rollouts:
     rule = action_rule("auto", agent.network.head_kind, 0.001)
-    return collect_rollouts(
-        agent, RolloutsConfig(states, envs=8, block=1, every=32 * 256 // states), Acting(rule, "noop", seed)
-    )
+    how = RolloutsConfig(states, envs=8, block=1, every=32 * 256 // states)
+    return collect_rollouts(agent, how, Acting(rule, "noop", seed))
 
 
 def by_nearest(agent: Agent, way: str, calibration: NDArray[np.uint8]) -> Agent:
@@ -87,10 +86,8 @@ def main() -> None:
         seeds = [measure(game, seed) for seed in range(options.seeds)]
         for rounding, way in seeds[0]:
             divergences, agreements = zip(*(found[rounding, way] for found in seeds), strict=True)
-            print(
-                f"| {game} | {rounding} | {way} | {spread(divergences, '.4f')} | {spread(agreements, '.3f')} |",
-                flush=True,
-            )
+            line = [game, rounding, way, spread(divergences, ".4f"), spread(agreements, ".3f")]
+            print(f"| {' | '.join(line)} |", flush=True)
 
 
 if __name__ == "__main__":
