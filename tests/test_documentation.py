@@ -46,6 +46,7 @@ def _hydra() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("page", "name", "line"), commands())
 def test_a_command_of_the_documentation_is_a_right_one(page: str, name: str, line: str):
     command = COMMANDS[name]

@@ -84,6 +84,7 @@ def outputs(model: BaseAlgorithm) -> torch.Tensor:
         return policy.get_distribution(OBSERVATIONS).distribution.logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "policy_kwargs", "head"),
     [
@@ -114,6 +115,7 @@ def test_stable_baselines_agents_compute_what_they_computed(
     assert expected.std() > 1e-4
 
 
+@pytest.mark.slow
 def test_old_zips_name_one_features_extractor(tmp_path: Path):
     model = trained(PPO, tmp_path / "new.zip")
     state = {key: value for key, value in model.policy.state_dict().items() if not key.startswith(("pi_", "vf_"))}
@@ -125,12 +127,14 @@ def test_old_zips_name_one_features_extractor(tmp_path: Path):
         assert torch.equal(networks[0](OBSERVATIONS), networks[1](OBSERVATIONS))
 
 
+@pytest.mark.slow
 def test_a_tanh_layer_on_top_is_refused(tmp_path: Path):
     trained(PPO, tmp_path / "agent.zip", net_arch=[32])
     with pytest.raises(UserError, match=r"mlp_extractor\.policy_net\.0\.weight is no part of a plain Nature CNN"):
         read_foreign(tmp_path / "agent.zip", spaces(6))
 
 
+@pytest.mark.slow
 def test_another_architecture_is_refused(tmp_path: Path):
     model = trained(DQN, tmp_path / "agent.zip")
     state = model.policy.state_dict()
@@ -492,6 +496,7 @@ def test_flax_statistics_beside_the_parameters_are_not_dropped(tmp_path: Path):
         read_foreign(path, spaces(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("told", "dtype"),
     [(False, np.uint8), (0, np.uint8), (np.bool_(False), np.uint8), (True, np.int16), (True, np.int32), (1, np.uint8)],
@@ -519,6 +524,7 @@ class Leaky(NatureCNN):
         self.cnn = nn.Sequential(*(nn.LeakyReLU() if isinstance(m, nn.ReLU) else m for m in self.cnn))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("algorithm", "policy_kwargs", "named"),
     [
@@ -536,6 +542,7 @@ def test_what_a_zip_says_of_its_network_is_believed(
         read_foreign(tmp_path / "agent.zip", spaces(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -576,6 +583,7 @@ class Tilted(dqn_policies.CnnPolicy):
         super().__init__(*arguments, **{**settings, "net_arch": [32], "activation_fn": nn.Tanh})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("high", "divisor"), [(1, 255.0), (255, 1.0)])
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
 def test_pictures_of_real_numbers(tmp_path: Path, algorithm: type[BaseAlgorithm], high: int, divisor: float):

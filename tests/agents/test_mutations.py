@@ -28,6 +28,8 @@ from lrp_compress.support.errors import UserError
 from tests.agents.environments import PONG_ACTIONS, atari
 from tests.agents.onnx_graphs import as_torch_writes
 
+pytestmark = pytest.mark.slow
+
 FILES = 140  # of each format
 SLOWEST = 5.0  # seconds
 PEAK = 300_000  # kB above the start

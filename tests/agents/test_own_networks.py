@@ -212,6 +212,7 @@ def same(one: Network, other: Network) -> None:
         assert torch.equal(value, other.state_dict()[key]), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Impala", "Normal"])
 def test_every_door_gives_the_same_network(folder: Path, name: str):
     module = weights(folder, name)
@@ -445,6 +446,7 @@ def rewritten(path: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_programs_are_never_unpickled(folder: Path):
     path = exported(weights(folder, "Mine"), folder / "a.pt2")
     bomb = pickle.dumps(Bomb())

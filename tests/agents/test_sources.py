@@ -120,6 +120,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, new_store: Callable[[Path], 
     return TrackingConfig(uri, "e", 1.0), run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source", ["runs:/{run}/student.safetensors", "runs:/{run}/one", "models:/agent/1", "models:/agent@best"]
 )

@@ -53,6 +53,7 @@ def test_the_shipped_agent_is_found():
     assert not teacher.network.training
 
 
+@pytest.mark.slow
 def test_every_shipped_agent_plays_the_game_it_is_named_after():
     paths = sorted(teachers_dir().glob("*.safetensors"))
     assert paths

@@ -21,6 +21,8 @@ from tests.commands.running import Command
 from tests.deployment.arm import needs_arm_tools
 from tests.deployment.int8_files import write_int8
 
+pytestmark = pytest.mark.slow
+
 TINY = {"conv1": 4, "conv2": 8, "conv3": 8, "fc1": 32}
 LARGE = {"conv1": 16, "conv2": 32, "conv3": 32, "fc1": 256}
 

@@ -49,6 +49,7 @@ def total(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(1).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["q", "policy"])
 @pytest.mark.parametrize("composite", COMPOSITES.names())
 def test_relevance_is_conserved_in_every_layer_without_biases(frames, composite, head):

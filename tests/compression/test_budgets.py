@@ -144,6 +144,7 @@ def test_shares_that_cannot_be_met_are_refused_in_one_line(changes: dict[str, ob
     check_budget(network, dataclasses.replace(config, budget="none"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["q", "policy"])
 def test_curves_are_those_of_one_layer_alone(head: str) -> None:
     network = small_network(head)

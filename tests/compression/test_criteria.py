@@ -159,6 +159,7 @@ def test_weight_norms(frames, name, order):
     torch.testing.assert_close(score(network, frames, settings(name)).scores["conv2"], norms / norms.sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_STATES)
 def test_the_batch_size_does_not_matter(frames, name):
     network = small_network()

@@ -23,6 +23,8 @@ from lrp_compress.pictures.figures import (
 )
 from lrp_compress.pictures.videos import side_by_side_video
 
+pytestmark = pytest.mark.slow
+
 SCORES = ChannelScores(
     {"conv1": torch.rand(32, generator=torch.Generator().manual_seed(0)) / 16, "fc1": torch.arange(512.0) / 130816},
     "lrp",

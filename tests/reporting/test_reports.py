@@ -36,6 +36,8 @@ from lrp_compress.tracking.journal import JOURNAL, Journal
 from lrp_compress.tracking.runs import open_run
 from tests.search.test_studies import launcher
 
+pytestmark = pytest.mark.slow
+
 RANDOM = 1.7  # Breakout's
 NOWHERE = Elsewhere(TrackingConfig(uri=None, experiment="test", timeout_s=5), Path("unused"))
 

@@ -33,6 +33,7 @@ def asked(count: int, given: Any = None, fixed: Any = None, head: str = "policy"
     return [pruning_schedule(Dimensions(trial, given or {}, fixed or {}), WIDTHS, head, LIMITS) for trial in trials]
 
 
+@pytest.mark.slow
 def test_every_trial_composes_and_all_schedules_are_tried():
     seen = asked(40)
     assert {trial["prune.schedule"] for trial in seen} == set(SCHEDULES.names())

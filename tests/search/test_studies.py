@@ -30,6 +30,8 @@ from lrp_compress.support.processes import owner
 from tests.commands.forks import Forks
 from tests.commands.running import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 METRICS = {"student/return_kept": 0.8, "student/speedup": 2.0, "student/speedup_spread": 0.1}
 Ends = Callable[[int], dict[str, float]]
 

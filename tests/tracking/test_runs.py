@@ -146,6 +146,7 @@ def test_finished_run_holds_everything(config: TrackingConfig, tmp_path: Path) -
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_by_its_address_as_the_file_decides(
     config: TrackingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

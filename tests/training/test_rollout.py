@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+import pytest
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 
@@ -15,6 +16,7 @@ from lrp_compress.training.vec_env import AtariVecEnv
 ENVS, STEPS, BATCH = 3, 40, 32
 
 
+@pytest.mark.slow
 def test_minibatches_are_those_of_the_base_class():
     rng = np.random.default_rng(0)
     with contextlib.closing(AtariVecEnv(AtariEnvs("breakout", ENVS, "noop", 3))) as env:
