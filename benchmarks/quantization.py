@@ -86,7 +86,7 @@ def main() -> None:
         seeds = [measure(game, seed) for seed in range(options.seeds)]
         for rounding, way in seeds[0]:
             divergences, agreements = zip(*(found[rounding, way] for found in seeds), strict=True)
-            line = [game, rounding, way, spread(divergences, ".4f"), spread(agreements, ".3f")]
+            line = [game, rounding, way, spread(divergences, ".2g"), spread(agreements, ".3f")]
             print(f"| {' | '.join(line)} |", flush=True)
 
 
