@@ -21,7 +21,7 @@ run: $(STAMP)  ## compress the Breakout agent to half its channels
 test: $(STAMP)  ## run the tests
 	$(BIN)/python -m pytest
 
-quick: check  ## in about a minute what a change is likely to break: checks, and tests that play no games
+quick: check  ## in two minutes what a change is likely to break: checks, and tests that play no games
 	$(BIN)/python -m pytest -m "not slow"
 
 check: $(STAMP)  ## check format, lint, types and the Dockerfile
