@@ -19,6 +19,7 @@ from lrp_compress.networks.graph import Network
 
 STEPS = 127  # of the grid on each side of 0
 DAMPING = 0.01  # of the inputs' mean variance, added to each
+PRECISION = 1e-9  # of the inputs' mean square, added to each variance
 PLACES = 48  # of a convolution's map that are looked at in a state
 BATCH = 64  # states computed at a time
 TOGETHER = 64  # inputs whose errors are handed on to the inputs behind them at once, which changes no result
@@ -95,8 +96,14 @@ def _moments(network: Network, observations: Tensor, seed: int) -> dict[str, tup
     for name, (total, count, *squares) in sums.items():
         mean = total / count
         means = torch.split(mean, MOST_INPUTS, -2)
-        moments[name] = mean, [square / count - m @ m.mT for square, m in zip(squares, means, strict=True)]
+        moments[name] = mean, [_covariance(square / count, m) for square, m in zip(squares, means, strict=True)]
     return moments
+
+
+def _covariance(square: Tensor, mean: Tensor) -> Tensor:
+    """Take the means off the mean products, of inputs that may vary less about them than floating point can tell."""
+    lost = PRECISION * square.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    return square - mean @ mean.mT + lost * torch.eye(square.shape[-1], dtype=square.dtype)
 
 
 def _rounded(weights: Tensor, covariance: Tensor, scale: Tensor) -> Tensor:

@@ -95,6 +95,14 @@ def test_inputs_that_never_change_and_weights_of_nothing_do_no_harm() -> None:
     assert all(value.isfinite().all() for value in rounded.state_dict().values())
 
 
+def test_inputs_that_stay_where_they_are_do_no_harm() -> None:
+    network = built("mlp").eval()
+    states = (1e4 * torch.randn(17)).repeat(173, 1)
+    with torch.no_grad():
+        rounded = compensated_rounding(network, states)
+        assert torch.allclose(rounded(states), network(states), rtol=0.05, atol=0.02)
+
+
 def test_wide_layers_are_rounded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     network = built("q").eval()
     states = network.observations.random(96, seed=0)
